@@ -1,0 +1,20 @@
+"""Range dispatch: one compiled graph that runs the fastest implementation at every size.
+
+The machinery behind ``torch._inductor.kernel.custom_op``, one idea a file, in the order in
+which an op meets them:
+
+- ``registration``  what a user asked for, checked before anything is compiled
+- ``call``          one call of the op in the graph being lowered, bound to its schema
+- ``candidates``    what competes: an implementation, its parameters, its identity, its trace
+- ``ranges``        split points, ranges, merging
+- ``inputs``        benchmark inputs for one point of the dispatch space
+- ``tuner``         the grid range x candidate: measure, choose
+- ``dispatch``      the nested ``torch.cond`` for the merged ranges, and its inlining
+- ``report``        what was tuned, for people and for tools
+- ``config``        the knobs
+- ``compat``        the differences between supported PyTorch releases
+
+Nothing is imported here: the pure parts can be used without Inductor.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,135 @@
+"""One call of a registered op in the graph being lowered, bound to the op's schema.
+
+What an implementation is traced, measured and generated with is always the same thing: the
+operands (tensors and symbolic integers, in the order in which they appear in the schema) and
+the arguments around them, in which an ``Operand`` marks each operand's place. Everything that
+is not an operand is a constant of the call, and is bound before tracing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+import torch
+from torch._inductor import ir
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+
+class Unsupported(Exception):
+    """The call holds a construct that cannot be dispatched; the op is to be lowered normally."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Stands for the ``index``-th operand in the arguments of a call."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """A call of ``op``.
+
+    Attributes:
+        op: The overload that is called.
+        arguments: Every argument of the schema by name, defaults filled in, with operands
+            replaced by ``Operand``.
+        supplied: Names of the arguments that the call itself gives.
+        operands: Realized IR nodes and symbolic integer expressions.
+    """
+
+    op: OpOverload
+    arguments: Mapping[str, Any]
+    supplied: frozenset[str]
+    operands: tuple[Any, ...]
+
+    def fill(self, operands: Sequence[Any]) -> dict[str, Any]:
+        """The arguments, with ``operands`` (fake tensors, say) in their places."""
+        return {
+            name: pytree.tree_map_only(Operand, lambda o: operands[o.index], value)
+            for name, value in self.arguments.items()
+        }
+
+    def operand_of(self, name: str) -> Operand | None:
+        """The operand that the argument ``name`` is; None where it is anything else."""
+        value = self.arguments.get(name)
+        return value if isinstance(value, Operand) else None
+
+    def names(self) -> list[str]:
+        """For each operand the argument it came in, as ``x`` or, out of a list, ``xs[1]``."""
+        found: dict[int, str] = {}
+        for name, value in self.arguments.items():
+            for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+                if isinstance(leaf, Operand):
+                    found[leaf.index] = name + pytree.keystr(path)
+        return [found[i] for i in range(len(self.operands))]
+
+
+def bind(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundCall:
+    """Bind what Inductor passes to a lowering to the schema of ``op``, and realize its tensors.
+
+    Raises:
+        Unsupported: An argument is of a kind that no implementation can be traced with.
+    """
+    schema = op._schema.arguments
+    if len(args) > len(schema):
+        raise Unsupported(f"{len(args)} arguments for the {len(schema)} of the schema")
+    given = dict(zip((a.name for a in schema), args, strict=False)) | dict(kwargs)
+    if unknown := given.keys() - {a.name for a in schema}:
+        raise Unsupported(f"arguments {sorted(unknown)} that the schema does not have")
+    operands: list[Any] = []
+    arguments: dict[str, Any] = {}
+    for argument in schema:
+        name = argument.name
+        if name in given:
+            arguments[name] = _replace_operands(name, given[name], operands)
+        elif argument.has_default_value():
+            arguments[name] = argument.default_value
+        else:
+            raise Unsupported(f"no value for argument {name!r}")
+    return BoundCall(op, arguments, frozenset(given), tuple(operands))
+
+
+def _replace_operands(name: str, value: Any, operands: list[Any]) -> Any:
+    def replace(leaf: Any) -> Any:
+        if isinstance(leaf, sympy.Integer):
+            return int(leaf)
+        if isinstance(leaf, ir.ShapeAsConstantBuffer):
+            leaf = leaf.expr
+        if is_tensor(leaf):
+            operands.append(realize(leaf))
+        elif isinstance(leaf, sympy.Expr) and leaf.is_integer:
+            operands.append(leaf)
+        elif isinstance(leaf, (sympy.Basic, ir.IRNode, torch.Tensor, torch.ScriptObject)):
+            raise Unsupported(f"argument {name!r} is a {type(leaf).__name__}")
+        else:
+            return leaf
+        return Operand(len(operands) - 1)
+
+    return pytree.tree_map(replace, value, is_leaf=lambda v: isinstance(v, (ir.IRNode, sympy.Basic)))
+
+
+def is_tensor(node: Any) -> bool:
+    """Whether ``node`` is IR for a strided tensor (and not a generator, a script object, None)."""
+    if isinstance(node, ir.TensorBox):
+        return True
+    return isinstance(node, (ir.StorageBox, ir.BaseView, ir.Buffer)) and not isinstance(
+        node, (ir.NoneAsConstantBuffer, ir.ShapeAsConstantBuffer)
+    )
+
+
+def realize(node: Any) -> ir.TensorBox:
+    """``node`` as a buffer or a strided view of one, its layout decided.
+
+    A trace is made for one set of strides, so they must not change after it. An operand may come
+    as unrealized pointwise IR (always on 2.11, where no layout constraint ran before).
+    """
+    realized = ir.ExternKernel.realize_input(node)
+    if ir.is_storage_and_layout(realized):
+        ir.as_storage_and_layout(realized, freeze=True)
+    return ir.TensorBox(realized)

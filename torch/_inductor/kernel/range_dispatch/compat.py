@@ -1,0 +1,146 @@
+"""The differences between the supported PyTorch releases: 2.11, 2.13, 2.15 and those between.
+
+Each entry says which release needs it and what breaks without it, and tests for the feature
+rather than for the version. Nothing else lives here, and nothing of it lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch._inductor import config as inductor_config
+from torch._inductor import lowering
+from torch._library.utils import is_builtin
+from torch._ops import OpOverload
+from torch.fx.experimental import symbolic_shapes
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+
+class GuardAttempt(RuntimeError):
+    """Something asked for a guard while guards were frozen; ``args[0]`` is the expression."""
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 has no lowering.user_lowerings: an op's entry in `lowerings` must be wrapped instead, with a
+# recursion guard of our own and the default layout constraint that an unregistered op would get.
+
+_active = threading.local()
+_wrapped: dict[OpOverload, Any] = {}
+
+
+def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
+    """Make ``lower`` the lowering of ``op``; where it returns None, the op is lowered normally.
+
+    While ``lower`` runs, further calls of ``op`` (in its own branches, say) are lowered normally.
+    Installing again replaces what was installed.
+    """
+    if hasattr(lowering, "user_lowerings"):
+        lowering.user_lowerings[op] = lower
+        return
+    if op not in _wrapped:
+        if op not in lowering.lowerings:
+            _make_fallback(op)
+        _wrapped[op] = lowering.lowerings[op]
+    normal = _wrapped[op]
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        active = _active.__dict__.setdefault("ops", set())
+        if op in active:
+            return normal(*args, **kwargs)
+        active.add(op)
+        try:
+            result = lower(*args, **kwargs)
+        finally:
+            active.discard(op)
+        return normal(*args, **kwargs) if result is None else result
+
+    lowering.lowerings[op] = guarded
+
+
+def remove_lowering(op: OpOverload) -> None:
+    """Undo ``install_lowering``; nothing happens where nothing was installed."""
+    if hasattr(lowering, "user_lowerings"):
+        lowering.user_lowerings.pop(op, None)
+    elif op in _wrapped:
+        lowering.lowerings[op] = _wrapped.pop(op)
+
+
+def _make_fallback(op: OpOverload) -> None:
+    # What GraphLowering.call_function does on the first call of an unknown op. An op of ours is
+    # never unknown on 2.11, so it has to happen here, or its operands come unconstrained.
+    tag = lowering.get_layout_constraint_tag(op, with_default=not is_builtin(op))
+    constraint = None if tag is None else lowering.tag_to_layout_constraint(tag)
+    lowering.make_fallback(op, layout_constraint=constraint, warn=False, override_decomp=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 has no ShapeEnv.error_on_new_guards: a frozen ShapeEnv logs and goes on, which would leave
+# out a guard that the traced code relies on. There, the check itself is made to raise.
+
+
+@contextlib.contextmanager
+def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
+    """Raise ``GuardAttempt`` instead of adding a guard. Re-entrant; restores on every path."""
+    if shape_env is None:
+        yield
+        return
+    if hasattr(shape_env, "error_on_new_guards"):
+        try:
+            with shape_env.error_on_new_guards():
+                yield
+        except symbolic_shapes._ShapeEnvGuardError as error:
+            raise GuardAttempt(str(error)) from error
+        return
+
+    def refuse(expr: Any, value: Any) -> None:
+        raise GuardAttempt(f"{expr} == {value}")
+
+    frozen, patched = shape_env.frozen, shape_env.__dict__.get("_check_frozen")
+    shape_env.frozen = True
+    shape_env._check_frozen = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        shape_env.frozen = frozen
+        if patched is None:
+            del shape_env._check_frozen
+        else:
+            shape_env._check_frozen = patched  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 operations carry no config patches: the scheduler there knows nothing narrower than the
+# whole compile.
+
+
+def attach_config_patches(operations: Sequence[Any], patches: Mapping[str, Any]) -> bool:
+    """Have ``operations`` generated under ``patches``; False where the release cannot."""
+    able = [op for op in operations if hasattr(op, "set_config_patches")]
+    for op in able:
+        op.set_config_patches(dict(patches))
+    return len(able) == len(operations)
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 has neither of these test switches of stock's.
+
+
+def stock_test_switch(name: str) -> Any:
+    """The value of ``torch._inductor.config.test_configs.<name>``, None where there is none."""
+    return getattr(inductor_config.test_configs, name, None)
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 operations have no get_subgraphs(); its Conditional has the two sub-graphs as attributes.
+
+
+def subgraphs_of(operation: Any) -> list[Any]:
+    """The sub-graphs that ``operation`` holds, such as the two branches of a conditional."""
+    if hasattr(operation, "get_subgraphs"):
+        return list(operation.get_subgraphs())
+    names = ("true_subgraph", "false_subgraph", "cond_subgraph", "body_subgraph", "subgraph")
+    held = (getattr(operation, name, None) for name in names)
+    return [subgraph for subgraph in held if subgraph is not None]

@@ -1,0 +1,45 @@
+"""Knobs of range dispatch, in the style of ``torch._inductor.config``.
+
+``from torch._inductor.kernel.range_dispatch import config`` and set an attribute, or use
+``config.patch(name=value)`` as a context manager or decorator. An environment variable named
+beside a knob sets its default.
+"""
+
+import os
+import sys
+
+from torch.utils._config_module import install_config_module
+
+
+# Test switch, on every release: True makes an implementation win over the op itself wherever one
+# can be used, False makes the op itself win, None lets the measurements decide. Where the release
+# has torch._inductor.config.test_configs.force_custom_op_decomposition, that works as well.
+force_decomposition: bool | None = None
+
+# Test switch, on every release: ranges with the same winner stay apart, so that a dispatch is
+# generated even if one implementation wins everywhere. Where the release has
+# torch._inductor.config.test_configs.force_no_impl_grouping, that works as well.
+force_no_merge: bool = False
+
+# Rounds of the tuning grid. In each round every candidate is timed once at the probe, in turn, so
+# that a drift of the machine meets all of them; the median over the rounds counts.
+tuning_rounds: int = int(os.environ.get("TORCH_RANGE_DISPATCH_ROUNDS", "5"))
+
+# Milliseconds that one timing of one candidate may take; a candidate that runs longer than that
+# is called once.
+tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS", "10"))
+
+# Relative difference in time below which two candidates count as equally fast; where the spread of
+# the measurements is larger, that counts. A range splits off from its neighbour only for more.
+noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
+
+# Seed of the generated benchmark inputs. The global generators are neither read nor advanced.
+input_seed: int = 0
+
+# Not a knob: a hash of everything that is registered, set by records.publish(). It stands here so
+# that Inductor's compile caches, which hash config modules, see a changed registration.
+registrations: str = ""
+
+
+# The knobs above become attributes of a config module, with patch(), save and load.
+install_config_module(sys.modules[__name__])

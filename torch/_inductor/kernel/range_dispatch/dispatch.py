@@ -1,0 +1,146 @@
+"""The nested ``torch.cond`` for the merged ranges, and its way into the graph being lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._inductor import config as inductor_config
+from torch._inductor import ir
+from torch._inductor.codegen.subgraph import inline_subgraph_to_ir_nodes
+from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch.ranges import Range
+from torch._inductor.lowering import validate_ir
+from torch._inductor.virtualized import V
+from torch.fx import GraphModule
+
+
+Traceable = Callable[..., tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What runs for one merged range.
+
+    Attributes:
+        range: The sizes it runs for.
+        function: From the operands to the op's output tensors.
+        config_patches: Inductor settings for the kernels of this branch alone.
+    """
+
+    range: Range
+    function: Traceable
+    config_patches: Mapping[str, Any]
+
+
+def nested_cond(branches: Sequence[Branch], operand: int, dim: int) -> Traceable:
+    """``cond(size <= end, branch, cond(...))`` with the last branch as the final else.
+
+    Args:
+        branches: In ascending order of their ranges.
+        operand: Index of the operand whose size decides.
+        dim: The dimension of it that is compared.
+    """
+    first, *rest = branches
+    if not rest:
+        return first.function
+    otherwise = nested_cond(rest, operand, dim)
+
+    def level(*operands: Any) -> tuple[torch.Tensor, ...]:
+        fits = operands[operand].shape[dim] <= int(first.range.end)
+        return torch.ops.higher_order.cond(fits, first.function, otherwise, operands)
+
+    return level
+
+
+def name_branches(graph: GraphModule, prefix: str, branches: Sequence[Branch]) -> list[str]:
+    """Give the nest's sub-graphs names that are unique in the graph being lowered.
+
+    Inductor looks sub-graphs up by name, and every trace calls its own ``true_graph_0``: with two
+    dispatched ops in one graph the second would run the first one's branches. Returns the names
+    of the branches, in order.
+    """
+    number = 0
+    while any(name.startswith(f"{prefix}_{number}_") for name in V.graph.seen_subgraphs):
+        number += 1
+    prefix = f"{prefix}_{number}"
+    names = []
+    level = graph
+    for branch in branches[:-1]:
+        (cond,) = level.graph.find_nodes(
+            op="call_function", target=torch.ops.higher_order.cond
+        )
+        end = int(branch.range.end)
+        taken, otherwise = f"{prefix}_le_{end}", f"{prefix}_gt_{end}"
+        following = getattr(level, cond.args[2].target)
+        for node, name in ((cond.args[1], taken), (cond.args[2], otherwise)):
+            module = getattr(level, node.target)
+            delattr(level, node.target)
+            setattr(level, name, module)
+            node.target = name
+        level.recompile()
+        names.append(taken)
+        level = following
+    names.append(otherwise)
+    return names
+
+
+def inline(
+    graph: GraphModule, operands: Sequence[Any], name: str, config_patches: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Lower ``graph`` node by node into the graph being lowered, its kernels under the patches."""
+    before = len(V.graph.operations)
+    with inductor_config.patch(dict(config_patches)):
+        results = inline_subgraph_to_ir_nodes(graph, list(operands), name)
+    if config_patches:
+        compat.attach_config_patches(V.graph.operations[before:], config_patches)
+    for result in results:
+        validate_ir(result)
+    return tuple(results)
+
+
+def inline_dispatch(
+    graph: GraphModule, operands: Sequence[Any], name: str, branches: Sequence[Branch]
+) -> tuple[Any, ...]:
+    """Lower the traced nest into the graph being lowered; each branch keeps its own patches."""
+    names = name_branches(graph, _identifier(name), branches)
+    before = len(V.graph.operations)
+    results = inline(graph, operands, name, {})
+    lowered = dict(_subgraphs(V.graph.operations[before:]))
+    for branch_name, branch in zip(names, branches, strict=True):
+        if branch.config_patches:
+            _generate_under(lowered[branch_name], branch.config_patches)
+    return results
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _subgraphs(operations: Sequence[Any]) -> list[tuple[str, ir.Subgraph]]:
+    """All sub-graphs below ``operations`` by the name that they were given."""
+    found = []
+    for operation in operations:
+        for subgraph in compat.subgraphs_of(operation):
+            found.append((subgraph.name, subgraph))
+            if subgraph.graph is not None:
+                found.extend(_subgraphs(subgraph.graph.operations))
+    return found
+
+
+def _generate_under(subgraph: ir.Subgraph, patches: Mapping[str, Any]) -> None:
+    """Have the kernels of this sub-graph, and no others, scheduled and generated under patches."""
+    graph: Any = subgraph.graph
+    # The Python wrapper calls codegen(), the C++ wrapper codegen_subgraph().
+    for method in ("codegen", "codegen_subgraph"):
+        setattr(graph, method, _patched(getattr(graph, method), patches))
+
+
+def _patched(generate: Callable[..., Any], patches: Mapping[str, Any]) -> Callable[..., Any]:
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        with inductor_config.patch(dict(patches)):
+            return generate(*args, **kwargs)
+
+    return patched

@@ -1,0 +1,255 @@
+"""Tracing a candidate: symbolic, functional, without adding a guard, with the op's own outputs.
+
+What a candidate returns is made to fit what the rest of the graph was traced with, the outputs
+of the op itself: the same structure, shapes, dtypes, devices and strides, and storage of its
+own. What cannot be made to fit is rejected with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import ir
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch.call import BoundCall, Unsupported
+from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
+from torch._inductor.utils import convert_to_symint
+from torch._inductor.virtualized import V
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+
+
+class Rejected(Exception):
+    """A candidate that cannot stand in for the op; the message says why."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the op itself returns: its tensors, flattened, and the structure around them."""
+
+    outputs: tuple[torch.Tensor, ...]
+    structure: Any
+
+    def pack(self, outputs: Sequence[Any]) -> Any:
+        """The flat ``outputs`` in the structure that the op returns."""
+        return unflatten(self.structure, iter(outputs))
+
+
+def fake_operands(call: BoundCall) -> tuple[Any, ...]:
+    """The operands as fake tensors and symbolic integers with the sizes of the graph."""
+
+    def fake(operand: Any) -> Any:
+        if isinstance(operand, ir.IRNode):
+            return ir.ir_node_to_tensor(operand)
+        return convert_to_symint(operand)
+
+    with V.fake_mode:
+        return tuple(fake(operand) for operand in call.operands)
+
+
+def reference(call: BoundCall, fakes: Sequence[Any]) -> Reference:
+    """What the graph expects the call to return.
+
+    Raises:
+        Unsupported: The op returns something other than tensors (and None).
+    """
+    node = V.graph.current_node
+    if node is not None and node.target is call.op and "val" in node.meta:
+        returned = node.meta["val"]
+    else:
+        op = Candidate("", None, {}, {}, ())
+        with V.fake_mode, _no_guards():
+            returned = invoke(op, call, fakes)
+    leaves: list[Any] = []
+    structure = flatten(returned, leaves)
+    if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor)]:
+        raise Unsupported(f"it returns a {odd[0]}")
+    if not leaves:
+        raise Unsupported("it returns no tensor")
+    return Reference(tuple(leaves), structure)
+
+
+def traceable(candidate: Candidate, call: BoundCall, ref: Reference) -> Callable[..., Any]:
+    """The candidate as a function from the operands to a flat tuple of the op's output tensors.
+
+    It has no side effects, its outputs alias nothing, and their strides are the op's.
+    """
+
+    def run(*operands: Any) -> tuple[torch.Tensor, ...]:
+        returned = _functional(candidate, call)(*operands)
+        leaves: list[Any] = []
+        if flatten(returned, leaves) != ref.structure:
+            expected_shown = _shown(ref.pack(ref.outputs))
+            raise Rejected(f"it returns {_shown(returned)}, the op returns {expected_shown}")
+        taken = {StorageWeakRef(t.untyped_storage()) for t in operands if _is_tensor(t)}
+        outputs = []
+        for i, (leaf, expected) in enumerate(zip(leaves, ref.outputs, strict=True)):
+            _check_output(i, leaf, expected)
+            fitted = _with_strides(i, leaf, expected)
+            if StorageWeakRef(fitted.untyped_storage()) in taken:
+                fitted = fitted.clone()
+            taken.add(StorageWeakRef(fitted.untyped_storage()))
+            outputs.append(fitted)
+        return tuple(outputs)
+
+    return run
+
+
+def trace(candidate: Candidate, call: BoundCall, ref: Reference, fakes: Sequence[Any]) -> GraphModule:
+    """Trace one candidate; the graph takes the operands and returns a tuple of tensors.
+
+    Raises:
+        Rejected: It cannot be traced, would add a guard, or does not return what the op returns.
+    """
+    return trace_function(traceable(candidate, call, ref), fakes)
+
+
+def trace_function(function: Callable[..., Any], fakes: Sequence[Any]) -> GraphModule:
+    """``make_fx`` with symbolic sizes under the fake mode of the graph, guards frozen.
+
+    Raises:
+        Rejected: ``function`` raised, or asked for a guard.
+    """
+    try:
+        with V.fake_mode, _no_guards(), torch.no_grad(), torch._C._DisableAutocast():
+            return make_fx(
+                function,
+                decomposition_table=select_decomp_table(),
+                tracing_mode="symbolic",
+            )(*fakes)
+    except Rejected:
+        raise
+    except compat.GuardAttempt as error:
+        counters["inductor"]["custom_op_decomp_guard_skips"] += 1
+        raise Rejected(f"tracing it would add the guard {error.args[0]}") from error
+    except Exception as error:
+        raise Rejected(f"tracing it failed: {type(error).__name__}: {error}") from error
+
+
+def _no_guards() -> contextlib.AbstractContextManager[None]:
+    return compat.frozen_guards(V.graph.sizevars.shape_env)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _functional(candidate: Candidate, call: BoundCall) -> Callable[..., Any]:
+    """Run the candidate with its in-place updates made functional, as AOTAutograd would.
+
+    A graph that Inductor lowers holds no mutation; an implementation may fill a buffer of its own.
+    """
+
+    def run(*operands: Any) -> Any:
+        no_outer = torch._C._ExcludeDispatchKeyGuard(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
+        )
+        with no_outer, FunctionalTensorMode():
+            wrapped = [FunctionalTensor.to_functional(o) if _is_tensor(o) else o for o in operands]
+            returned = invoke(candidate, call, wrapped)
+            for name, operand in zip(call.names(), wrapped, strict=True):
+                if _is_tensor(operand) and torch._functionalize_has_data_mutation(operand.elem):
+                    raise Rejected(f"it writes to argument {name}, which the op does not")
+            return pytree.tree_map_only(FunctionalTensor, _unwrap, returned)
+
+    return run
+
+
+def _unwrap(tensor: FunctionalTensor) -> torch.Tensor:
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor.elem)
+
+
+class _Tensor:
+    """Marks the place of a tensor in the structure of what an op returns."""
+
+
+def flatten(returned: Any, leaves: list[Any]) -> Any:
+    """Append the tensors in ``returned`` to ``leaves``; what is left is its structure.
+
+    Lists, tuples and named tuples come out alike, as tuples; None stays None.
+    """
+    if isinstance(returned, (list, tuple)):
+        return tuple(flatten(item, leaves) for item in returned)
+    if returned is None:
+        return None
+    leaves.append(returned)
+    return _Tensor
+
+
+def unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
+    """Put ``leaves`` back into a structure that ``flatten`` returned."""
+    if isinstance(structure, tuple):
+        return tuple(unflatten(item, leaves) for item in structure)
+    return None if structure is None else next(leaves)
+
+
+def _check_output(index: int, actual: Any, expected: torch.Tensor) -> None:
+    where = f"output {index}"
+    if not _is_tensor(actual):
+        raise Rejected(f"{where} is a {type(actual).__name__} where the op returns a tensor")
+    for what in ("dtype", "device"):
+        if getattr(actual, what) != getattr(expected, what):
+            raise Rejected(
+                f"{where} has {what} {getattr(actual, what)}, the op's has {getattr(expected, what)}"
+            )
+    if not _known_equal(actual.shape, expected.shape):
+        raise Rejected(
+            f"{where} has shape {_shown(actual.shape)}, the op's has {_shown(expected.shape)}"
+        )
+
+
+def _with_strides(index: int, actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """``actual``, copied to the strides of ``expected`` where it has others."""
+    if _known_equal(actual.stride(), expected.stride()) and _starts_at_zero(actual):
+        return actual
+    order = _dimension_order(expected)
+    inverse = [order.index(d) for d in range(len(order))]
+    copied = actual.permute(order).clone(memory_format=torch.contiguous_format).permute(inverse)
+    if not _known_equal(copied.stride(), expected.stride()):
+        raise Rejected(
+            f"output {index} has strides {_shown(actual.stride())}, the op's has "
+            f"{_shown(expected.stride())}, and a dense copy cannot have those"
+        )
+    return copied
+
+
+def _starts_at_zero(tensor: torch.Tensor) -> bool:
+    offset = tensor.storage_offset()
+    return isinstance(offset, int) and offset == 0
+
+
+def _dimension_order(tensor: torch.Tensor) -> list[int]:
+    """Dimensions from the largest stride to the smallest, by hints, without asking for a guard."""
+    hint = V.graph.sizevars.optimization_hint
+    strides = [hint(_expr(s)) for s in tensor.stride()]
+    sizes = [hint(_expr(s)) for s in tensor.shape]
+    return sorted(range(tensor.dim()), key=lambda d: (-strides[d], -sizes[d], d))
+
+
+def _known_equal(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(
+        V.graph.sizevars.statically_known_equals(_expr(a), _expr(b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _expr(value: Any) -> Any:
+    return value.node.expr if isinstance(value, torch.SymInt) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {_shown(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(_shown(v) for v in value)})"
+    return str(_expr(value)) if isinstance(value, (int, torch.SymInt)) else type(value).__name__
