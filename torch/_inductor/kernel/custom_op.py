@@ -66,6 +66,7 @@ from torch._inductor.kernel.range_dispatch.registration import (
 )
 from torch._inductor.kernel.range_dispatch.trace import (
     fake_operands,
+    lift_constants,
     Reference,
     reference,
     Rejected,
@@ -75,7 +76,7 @@ from torch._inductor.kernel.range_dispatch.trace import (
 )
 from torch._inductor.kernel.range_dispatch.tuner import Bench, Contender
 from torch._inductor.lowering import fallback_handler
-from torch._inductor.utils import convert_symint_to_expr
+from torch._inductor.utils import convert_symint_to_expr, convert_to_symint
 from torch._inductor.virtualized import V
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
@@ -465,7 +466,9 @@ def _prepare(
             contenders.append(Contender(candidate, trace(candidate, call, ref, fakes)))
         except Rejected as reason:
             rejected.append((candidate.label, str(reason)))
-            log.warning("%s: %s is not used: %s", call.op, candidate.label, reason)
+            torch._logging.warning_once(
+                log, "%s: %s is not used: %s", call.op, candidate.label, str(reason)
+            )
     bench = Bench(
         call, fakes, registration.input_gen_fns, registration.benchmark_with_cudagraphs
     )
@@ -577,9 +580,13 @@ class _Contest:
             dispatch.Branch(r, traceable(c, self.call, self.ref), c.config_patches)
             for r, c in chosen
         ]
+        nested = dispatch.nested_cond(branches, operand, dim, len(self.fakes))
+        symbols = dispatch.unbound_symbols(self.call)
         try:
-            nest = trace_function(dispatch.nested_cond(branches, operand, dim), self.fakes)
+            nest = trace_function(nested, [*self.fakes, *map(convert_to_symint, symbols)])
         except Rejected as reason:
             raise Unsupported(f"the dispatch over its ranges cannot be traced: {reason}") from reason
+        constants = map(V.graph.add_tensor_constant, lift_constants(nest))
+        operands = [*self.call.operands, *symbols, *constants]
         name = self.registration.name
-        return self.ref.pack(dispatch.inline_dispatch(nest, self.call.operands, name, branches))
+        return self.ref.pack(dispatch.inline_dispatch(nest, operands, name, branches))

@@ -39,7 +39,8 @@ class BoundCall:
         op: The overload that is called.
         arguments: Every argument of the schema by name, defaults filled in, with operands
             replaced by ``Operand``.
-        supplied: Names of the arguments that the call itself gives.
+        supplied: Names of the arguments that the call gives another value than the default. (What
+            comes here has defaults filled in or left out, whether the user gave them or not.)
         operands: Realized IR nodes and symbolic integer expressions.
     """
 
@@ -84,15 +85,27 @@ def bind(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Boun
         raise Unsupported(f"arguments {sorted(unknown)} that the schema does not have")
     operands: list[Any] = []
     arguments: dict[str, Any] = {}
+    supplied = set()
     for argument in schema:
         name = argument.name
         if name in given:
             arguments[name] = _replace_operands(name, given[name], operands)
+            if not _is_default(arguments[name], argument):
+                supplied.add(name)
         elif argument.has_default_value():
             arguments[name] = argument.default_value
         else:
             raise Unsupported(f"no value for argument {name!r}")
-    return BoundCall(op, arguments, frozenset(given), tuple(operands))
+    return BoundCall(op, arguments, frozenset(supplied), tuple(operands))
+
+
+def _is_default(value: Any, argument: Any) -> bool:
+    if not argument.has_default_value():
+        return False
+    default = argument.default_value
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return list(value) == list(default)
+    return type(value) is type(default) and bool(value == default)
 
 
 def _replace_operands(name: str, value: Any, operands: list[Any]) -> Any:
@@ -111,7 +124,9 @@ def _replace_operands(name: str, value: Any, operands: list[Any]) -> Any:
             return leaf
         return Operand(len(operands) - 1)
 
-    return pytree.tree_map(replace, value, is_leaf=lambda v: isinstance(v, (ir.IRNode, sympy.Basic)))
+    return pytree.tree_map(
+        replace, value, is_leaf=lambda v: isinstance(v, (ir.IRNode, sympy.Basic))
+    )
 
 
 def is_tensor(node: Any) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 
 
@@ -60,7 +59,9 @@ class CustomOpConfig:
         self.config_patches = dict(config_patches or {})
         self.params = params
 
-    def get_decomposition(self, default_impl: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    def get_decomposition(
+        self, default_impl: Callable[..., Any] | None = None
+    ) -> Callable[..., Any]:
         """The implementation, or ``default_impl`` where none was given.
 
         Raises:
@@ -197,7 +198,7 @@ def invoke(candidate: Candidate, call: BoundCall, operands: Sequence[Any]) -> An
         keyword = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
         return call.op(*positional, **keyword, **extra)
     given = call.supplied | own.keys()
-    positional, keyword = _match(candidate.function, schema, arguments, given)
+    positional, keyword = _match(candidate.function, schema, arguments, given, extra.keys())
     return candidate.function(*positional, **{**keyword, **extra})
 
 
@@ -205,23 +206,45 @@ def _match(
     function: Callable[..., Any],
     schema: Sequence[Any],
     arguments: Mapping[str, Any],
-    given: set[str] | frozenset[str],
+    given: Set[str],
+    extra: Set[str],
 ) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments by position and by name; ``extra`` are parameters that the op does not have.
+
+    A default that the caller did not give goes to an implementation that has a parameter for it,
+    which may have another default; one that has none need not take it.
+    """
     named, takes_any_name, takes_any_place = _parameters(function)
+    places = _places(function, extra)
+    shares_names = any(a.name in named for a in schema)
     last = -1
     for i, argument in enumerate(schema):
         by_name = argument.name in named or takes_any_name
-        if not argument.kwarg_only and (takes_any_place or not by_name) and argument.name in given:
+        if argument.kwarg_only or (by_name and not takes_any_place):
+            continue
+        # Where the names are the op's, an unknown parameter with a default is the implementation's
+        # own. Where they are not, it stands for the op's argument at its place.
+        has_place = i < len(places) and not (shares_names and places[i].default is not _NONE)
+        if argument.name in given or has_place:
             last = i
     positional = [arguments[a.name] for a in schema[: last + 1]]
     keyword = {
-        a.name: arguments[a.name]
-        for a in schema[last + 1 :]
-        # A default that the caller did not give is passed on only to an implementation that has
-        # such a parameter: it may have a default of its own that differs from the op's.
-        if a.name in named or a.name in given
+        a.name: arguments[a.name] for a in schema[last + 1 :] if a.name in named or a.name in given
     }
     return positional, keyword
+
+
+_NONE = inspect.Parameter.empty
+
+
+def _places(function: Callable[..., Any], extra: Set[str]) -> list[inspect.Parameter]:
+    """The parameters of ``function`` that are open to an argument by position."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in parameters if p.kind in kinds and p.name not in extra]
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[set[str], bool, bool]:

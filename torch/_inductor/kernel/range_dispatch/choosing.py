@@ -70,7 +70,7 @@ def choose(rows: Sequence[Sequence[Measurement]], rules: Rules) -> list[str]:
     that is good enough, the one with the fewest changes between neighbours is taken, then the
     fastest, then the one registered first. A row without measurements takes any candidate.
     Where a plan of several candidates is not better in total than a single one by the threshold,
-    the single one is used throughout.
+    the single one is used throughout, if it too is the op or beats it by the threshold everywhere.
 
     >>> row = lambda a, b, op: [Measurement("a", a), Measurement("b", b), Measurement("op", op)]
     >>> choose([row(1, 2, 3), row(4, 2, 3)], Rules("op"))
@@ -168,15 +168,10 @@ def _best_single(
     labels: Sequence[str],
     rules: Rules,
 ) -> str | None:
-    """The fastest label, in total, that ran at every probe."""
-    measured = [time for row, time in zip(rows, times, strict=True) if row]
-    if not measured:
+    """The fastest label, in total, of those that may win at every probe."""
+    able = [{m.label for m in _eligible(row, rules)} for row in rows if row]
+    if not able:
         return None
-    usable = [
-        label
-        for label in labels
-        if all(math.isfinite(time.get(label, math.inf)) for time in measured)
-        and not (rules.force and label == rules.op)
-    ]
+    usable = [label for label in labels if label in set.intersection(*able)]
+    measured = [time for row, time in zip(rows, times, strict=True) if row]
     return min(usable, key=lambda label: sum(t[label] for t in measured), default=None)
-

@@ -7,14 +7,18 @@ rather than for the version. Nothing else lives here, and nothing of it lives el
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
+from torch.fx import GraphModule
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -89,7 +93,7 @@ def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
         return
     if hasattr(shape_env, "error_on_new_guards"):
         try:
-            with shape_env.error_on_new_guards():
+            with shape_env.error_on_new_guards(), _quiet_evaluation():
                 yield
         except symbolic_shapes._ShapeEnvGuardError as error:
             raise GuardAttempt(str(error)) from error
@@ -102,13 +106,31 @@ def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
     shape_env.frozen = True
     shape_env._check_frozen = refuse  # type: ignore[method-assign]
     try:
-        yield
+        with _quiet_evaluation():
+            yield
     finally:
         shape_env.frozen = frozen
         if patched is None:
             del shape_env._check_frozen
         else:
             shape_env._check_frozen = patched  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _quiet_evaluation() -> Iterator[None]:
+    """Without the warning that every release logs where evaluating an expression raises.
+
+    Here it raises by design, and whoever froze the guards says what follows from it.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("failed during evaluate_expr")
+
+    symbolic_shapes.log.addFilter(keep)
+    try:
+        yield
+    finally:
+        symbolic_shapes.log.removeFilter(keep)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -144,3 +166,21 @@ def subgraphs_of(operation: Any) -> list[Any]:
     names = ("true_subgraph", "false_subgraph", "cond_subgraph", "body_subgraph", "subgraph")
     held = (getattr(operation, name, None) for name in names)
     return [subgraph for subgraph in held if subgraph is not None]
+
+
+# ---------------------------------------------------------------------------------------------
+# The 2.11 lowering of x[:] asks for a guard that the size is below sys.maxsize. Elsewhere a pass
+# that a candidate's graph does not go through has removed such a slice.
+
+
+def drop_full_slices(graph: GraphModule) -> None:
+    """Take slices of everything out of ``graph`` and its sub-graphs."""
+    for level in graph.modules():
+        if not isinstance(level, GraphModule):
+            continue
+        for node in level.graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor):
+            _, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+            if start in (None, 0) and end in (None, sys.maxsize) and step == 1:
+                node.replace_all_uses_with(node.args[0])
+                level.graph.erase_node(node)
+        level.recompile()

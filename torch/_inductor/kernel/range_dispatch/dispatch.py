@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
+
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.subgraph import inline_subgraph_to_ir_nodes
 from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch.call import BoundCall
+from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.lowering import validate_ir
 from torch._inductor.virtualized import V
@@ -35,24 +39,42 @@ class Branch:
     config_patches: Mapping[str, Any]
 
 
-def nested_cond(branches: Sequence[Branch], operand: int, dim: int) -> Traceable:
+def nested_cond(branches: Sequence[Branch], operand: int, dim: int, taken: int) -> Traceable:
     """``cond(size <= end, branch, cond(...))`` with the last branch as the final else.
 
     Args:
         branches: In ascending order of their ranges.
         operand: Index of the operand whose size decides.
         dim: The dimension of it that is compared.
+        taken: How many operands a branch takes. More may be given, see ``unbound_symbols``.
     """
     first, *rest = branches
+
+    def branch(*operands: Any) -> tuple[torch.Tensor, ...]:
+        return first.function(*operands[:taken])
+
     if not rest:
-        return first.function
-    otherwise = nested_cond(rest, operand, dim)
+        return branch
+    otherwise = nested_cond(rest, operand, dim, taken)
 
     def level(*operands: Any) -> tuple[torch.Tensor, ...]:
         fits = operands[operand].shape[dim] <= int(first.range.end)
-        return torch.ops.higher_order.cond(fits, first.function, otherwise, operands)
+        return torch.ops.higher_order.cond(fits, branch, otherwise, operands)
 
     return level
+
+
+def unbound_symbols(call: BoundCall) -> list[sympy.Symbol]:
+    """Size symbols that a conditional's sub-graph could not read off an operand.
+
+    Generated code takes a symbol from a size or an operand that is just that symbol; where there
+    is only ``2*s`` or ``s*t``, the symbols have to be operands of their own.
+    """
+    exprs: list[Any] = []
+    for operand in call.operands:
+        exprs.extend(operand.get_size() if isinstance(operand, ir.IRNode) else [operand])
+    bound = {expr for expr in exprs if isinstance(expr, sympy.Symbol)}
+    return [symbol for symbol in symbols_of(call) if symbol not in bound]
 
 
 def name_branches(graph: GraphModule, prefix: str, branches: Sequence[Branch]) -> list[str]:
@@ -116,7 +138,9 @@ def inline_dispatch(
 
 
 def _identifier(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    """``name`` for generated Python and C++; a class of Python's renames what starts with ``__``."""
+    cleaned = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    return cleaned if cleaned[:1].isalpha() else f"dispatch_{cleaned}"
 
 
 def _subgraphs(operations: Sequence[Any]) -> list[tuple[str, ir.Subgraph]]:

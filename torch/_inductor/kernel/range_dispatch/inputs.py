@@ -45,7 +45,9 @@ class Point:
     values: Mapping[sympy.Symbol, int]
 
     def evaluate(self, expr: Any) -> int:
-        return int(sympy.sympify(expr).xreplace({s: sympy.Integer(v) for s, v in self.values.items()}))
+        return int(
+            sympy.sympify(expr).xreplace({s: sympy.Integer(v) for s, v in self.values.items()})
+        )
 
 
 def symbols_of(call: BoundCall) -> tuple[sympy.Symbol, ...]:
@@ -82,7 +84,7 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
     bounds = V.graph.sizevars.shape_env.var_to_range.get(symbol)
 
     def at(value: int) -> Point:
-        values = {**base, symbol: value}
+        values = _with_room(call, base, {**base, symbol: value})
         return Point(Point(0, values).evaluate(size_expr), values)
 
     first = max(0, _finite(bounds.lower, 0)) if bounds is not None else 0
@@ -102,6 +104,35 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
     if not (low <= found.size <= high and found.size <= max(size, low)):
         raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
     return found
+
+
+def _with_room(
+    call: BoundCall, base: Mapping[sympy.Symbol, int], values: Mapping[sympy.Symbol, int]
+) -> dict[sympy.Symbol, int]:
+    """``values``, with strides that no size decides grown where rows would come to overlap.
+
+    The row stride of ``buffer[:, :n]`` is a symbol of its own, with the value of the first call.
+    """
+    grown = dict(values)
+    sized: set[sympy.Symbol] = set()
+    for operand in call.operands:
+        of_sizes = operand.get_size() if isinstance(operand, ir.IRNode) else [operand]
+        sized |= set().union(*(sympy.sympify(e).free_symbols for e in of_sizes))
+    before = Point(0, base)
+    for operand in call.operands:
+        if not isinstance(operand, ir.IRNode):
+            continue
+        dims = zip(operand.get_size(), operand.get_layout().stride, strict=True)
+        reach = reach_before = 1
+        for size, stride in sorted(dims, key=lambda dim: before.evaluate(dim[1])):
+            padding = before.evaluate(stride) - reach_before
+            free = isinstance(stride, sympy.Symbol) and stride not in sized
+            if free and padding >= 0 and grown[stride] < reach:
+                grown[stride] = reach + padding
+            reach_before += (before.evaluate(size) - 1) * before.evaluate(stride)
+            after = Point(0, grown)
+            reach += max(after.evaluate(size) - 1, 0) * after.evaluate(stride)
+    return grown
 
 
 def _finite(bound: Any, otherwise: int) -> int:
@@ -165,9 +196,10 @@ def _random(
 ) -> torch.Tensor:
     if dtype.is_complex or dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return torch.randn(length, dtype=dtype, device=device, generator=rng)
-    if dtype.is_floating_point:
+    # Two float4 values in a byte: nothing converts to it, and every byte is a finite pair.
+    if dtype.is_floating_point and dtype is not torch.float4_e2m1fn_x2:
         return torch.randn(length, device=device, generator=rng).to(dtype)
-    if dtype is torch.bool or dtype.itemsize == 1:
+    if dtype.itemsize == 1:
         high = 2 if dtype is torch.bool else 256
         raw = torch.randint(high, (length,), dtype=torch.uint8, device=device, generator=rng)
         return raw.view(dtype)
@@ -203,6 +235,18 @@ def _from_user(
             f"{where} must return a tensor of the shape, dtype and device of the fake tensor that "
             f"it is given, {wanted}; it returned {got}"
         )
-    if result.stride() != tuple(stride) and 0 not in stride:
-        result = torch.empty_strided(size, stride, dtype=dtype, device=device).copy_(result)
+    if result.stride() != tuple(stride):
+        result = _with_strides(result, size, stride)
     return result
+
+
+def _with_strides(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+    """``tensor`` in the strides that a compiled candidate reads with.
+
+    An expanded dimension has one place in memory: the first of the values along it counts.
+    """
+    narrow = [min(n, 1) if st == 0 else n for n, st in zip(size, stride, strict=True)]
+    for dim, length in enumerate(narrow):
+        tensor = tensor.narrow(dim, 0, length)
+    base = torch.empty_strided(narrow, stride, dtype=tensor.dtype, device=tensor.device)
+    return base.copy_(tensor).as_strided(size, stride)

@@ -8,11 +8,15 @@ them carries the fingerprint in.
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import functools
 import hashlib
-import inspect
+import logging
 import sys
 import types
+import uuid
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +25,27 @@ import torch
 from torch._inductor.codegen.common import custom_backend_codegen_configs
 from torch._inductor.kernel.range_dispatch import config
 from torch._inductor.kernel.range_dispatch.registration import Registration
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
+
+
+log = logging.getLogger(__name__)
 
 
 def publish(registrations: Iterable[Registration]) -> None:
     """Make the compile caches tell these registrations from all others."""
     ordered = sorted(registrations, key=lambda r: str(r.op))
-    config.registrations = _hash([own_source(), *map(describe, ordered)]) if ordered else ""
+    texts = {id(r): _described.get(id(r)) or (r, describe(r)) for r in ordered}
+    _described.clear()
+    _described.update(texts)
+    described = [text for _, text in texts.values()]
+    config.registrations = _hash([own_source(), *described]) if described else ""
     # A process that registered nothing keeps stock's cache keys.
     custom_backend_codegen_configs["range_dispatch"] = sys.modules[config.__name__]
+
+
+# What is published now, so that registering one more op does not describe all others again.
+_described: dict[int, tuple[Registration, str]] = {}
 
 
 def _hash(parts: Iterable[str]) -> str:
@@ -49,82 +66,186 @@ def own_source() -> str:
 
 
 def describe(registration: Registration) -> str:
-    """A text that changes whenever the code generated for the registration could."""
-    seen: set[int] = set()
+    """A text that changes whenever the code generated for the registration could.
+
+    Values are described by their content: functions by their code, and by what their closures,
+    defaults and globals hold; objects by their attributes and methods. What has no content to
+    go by (a large tensor, an object of an extension) is a different one in every process, and
+    what was compiled for it is compiled anew there.
+    """
     parts = [str(registration.op), registration.name]
+    describer = _Describer()
     for name in sorted(registration.__dataclass_fields__):
         value = getattr(registration, name)
         if name == "configs" and value is not None:
             value = [(c.decomposition, c.params, c.config_patches) for c in value]
-        parts.append(f"{name}={_describe(value, seen)}")
+        try:
+            parts.append(f"{name}={describer.describe(value)}")
+        except Exception:  # attributes of the user's objects may raise anything when they are read
+            log.debug("%s: %s has no description", registration.op, name, exc_info=True)
+            parts.append(f"{name}={uuid.uuid4()}")
     return "\n".join(parts)
 
 
-def _describe(value: Any, seen: set[int]) -> str:
-    """Content of plain values; source and closures of functions; the address of anything else.
-
-    An address differs between processes: what cannot be described is compiled anew there.
-    """
-    if isinstance(value, (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)):
-        return f"{type(value).__name__}:{value!r}"
-    if isinstance(value, Mapping):
-        items = (f"{_describe(k, seen)}:{_describe(v, seen)}" for k, v in value.items())
-        return "{" + ",".join(sorted(items)) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_describe(v, seen) for v in value) + "]"
-    if id(value) in seen:
-        return "again"
-    seen.add(id(value))
-    if isinstance(value, functools.partial):
-        return _describe([value.func, value.args, value.keywords], seen)
-    if isinstance(value, types.MethodType):
-        return _describe([value.__func__, value.__self__], seen)
-    if isinstance(value, types.FunctionType):
-        return _describe_function(value, seen)
-    if isinstance(value, torch.Tensor):
-        return f"tensor:{tuple(value.shape)}:{value.dtype}:{id(value)}"
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
-        return f"{type(value).__name__}:{getattr(value, '__qualname__', value.__name__)}"
-    if hasattr(value, "_schema") or hasattr(value, "_opoverload"):
-        return f"op:{getattr(value, '_qualname', value)}:{_describe_op(value, seen)}"
-    attributes = getattr(value, "__dict__", None)
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if attributes and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
-        methods = [f for f in vars(type(value)).values() if isinstance(f, types.FunctionType)]
-        return f"{kind}:{_describe(attributes, seen)}:{_describe(methods, seen)}"
-    return f"{kind}:{id(value)}"
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), torch.device)
+_NAMED = (torch.dtype, torch.layout, torch.memory_format)
+_BY_NAME = (
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+)
+# Of the classes of libraries those whose objects are what their attributes are.
+_LIBRARY_RECORDS = (torch.nn.Module, types.SimpleNamespace)
+# Numbers in a tensor that is described by its content, and values in one description.
+_SMALL_TENSOR = 1 << 16
+_MOST_VALUES = 10_000
 
 
-def _describe_op(value: Any, seen: set[int]) -> str:
-    """Custom ops have Python source; overloads of PyTorch's own do not, and do not change."""
-    function = getattr(value, "_init_fn", None)
-    return _describe(function, seen) if function is not None else ""
+class _Describer:
+    """One description, in which a value that comes again is described by where it came first."""
 
+    def __init__(self) -> None:
+        # The values are kept, so that no other one can come to have the id of one of them.
+        self._seen: dict[int, tuple[int, Any]] = {}
 
-def _describe_function(function: types.FunctionType, seen: set[int]) -> str:
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    code = function.__code__
-    closure = [_cell(cell) for cell in function.__closure__ or ()]
-    used = {name: function.__globals__.get(name) for name in code.co_names}
-    own = {n: v for n, v in used.items() if _is_users(v)}
-    return "|".join(
-        [
-            function.__qualname__,
-            source,
-            _code(code),
-            _describe([closure, function.__defaults__, function.__kwdefaults__, own], seen),
+    def describe(self, value: Any) -> str:
+        if isinstance(value, (*_PLAIN, *_NAMED)):
+            return f"{type(value).__name__}:{value!r}"
+        if type(value) is tuple:  # whether equal ones are one object is up to the interpreter
+            return f"tuple[{','.join(map(self.describe, value))}]"
+        if id(value) in self._seen:
+            return f"again:{self._seen[id(value)][0]}"
+        if len(self._seen) >= _MOST_VALUES:
+            raise RuntimeError(f"it reaches more than {_MOST_VALUES} values")
+        self._seen[id(value)] = (len(self._seen), value)
+        if isinstance(value, Mapping):
+            items = (f"{self.describe(k)}:{self.describe(v)}" for k, v in value.items())
+            return f"{type(value).__name__}{{{','.join(items)}}}"
+        if isinstance(value, (list, tuple)):
+            return f"{type(value).__name__}[{','.join(map(self.describe, value))}]"
+        if isinstance(value, (set, frozenset)):
+            return f"{type(value).__name__}{{{','.join(sorted(map(self.describe, value)))}}}"
+        if isinstance(value, enum.Enum):
+            return f"{_qualified(type(value))}.{value.name}:{self.describe(value.value)}"
+        if isinstance(value, functools.partial):
+            return f"partial:{self.describe([value.func, value.args, value.keywords])}"
+        if isinstance(value, types.MethodType):
+            return f"method:{self.describe([value.__func__, value.__self__])}"
+        if isinstance(value, (staticmethod, classmethod)):
+            return f"{type(value).__name__}:{self.describe(value.__func__)}"
+        if isinstance(value, property):
+            return f"property:{self.describe([value.fget])}"
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, CustomOpDef):
+            return f"op:{value._qualname}:{self.describe(value._init_fn)}"
+        if isinstance(value, (OpOverload, OpOverloadPacket)):
+            return f"op:{value}"
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, _BY_NAME):
+            return f"{type(value).__name__}:{getattr(value, '__qualname__', value.__name__)}"
+        if isinstance(value, logging.Logger):
+            return f"logger:{value.name}"
+        return self._object(value)
+
+    def _function(self, function: types.FunctionType) -> str:
+        code = function.__code__
+        held = [
+            [_cell(cell) for cell in function.__closure__ or ()],
+            function.__defaults__,
+            function.__kwdefaults__,
+            _globals_of(function),
         ]
-    )
+        return f"{_qualified(function)}|{_code(code)}|{self.describe(held)}"
+
+    def _tensor(self, tensor: torch.Tensor) -> str:
+        kind = (
+            f"tensor:{type(tensor).__name__}:{tuple(tensor.shape)}:{tensor.dtype}:{tensor.device}"
+        )
+        if tensor.device.type == "cpu" and tensor.numel() <= _SMALL_TENSOR:
+            return f"{kind}:{tensor.detach().tolist()}"
+        return f"{kind}:{_address(tensor)}"
+
+    def _class(self, cls: type) -> str:
+        if _is_library(cls.__module__):
+            return f"class:{_qualified(cls)}"
+        ours = [base for base in cls.__mro__ if not _is_library(base.__module__)]
+        members = {
+            name: member
+            for base in reversed(ours)
+            for name, member in sorted(vars(base).items())
+            if name != "_abc_impl" and not (name.startswith("__") and not callable(member))
+        }
+        return f"class:{_qualified(cls)}:{self.describe(members)}"
+
+    def _object(self, value: Any) -> str:
+        cls = type(value)
+        if cls.__module__.partition(".")[0] == "triton" and hasattr(value, "fn"):
+            # A kernel holds caches, locks and the like; what it is, is in its function.
+            return f"{_qualified(cls)}:{self.describe(value.fn)}:{getattr(value, 'configs', ())!s}"
+        if callable(value) and hasattr(value, "__wrapped__"):
+            return f"{_qualified(cls)}:{self.describe(value.__wrapped__)}"
+        attributes = getattr(value, "__dict__", None)
+        opaque = _is_library(cls.__module__) and not isinstance(value, _LIBRARY_RECORDS)
+        if attributes is None or opaque:
+            return f"{_qualified(cls)}:{_address(value)}"
+        return f"object:{self.describe(cls)}:{self.describe(attributes)}"
 
 
-def _is_users(value: Any) -> bool:
-    """Globals that an implementation may depend on: plain values, and functions outside of torch."""
-    if isinstance(value, types.FunctionType):
-        return not (value.__module__ or "").startswith("torch.")
-    return isinstance(value, (bool, int, float, str, tuple))
+def _qualified(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+@functools.cache
+def _is_library(module: str | None) -> bool:
+    """Whether a module is Python's, PyTorch's or Triton's: their versions are in the keys."""
+    top = (module or "builtins").partition(".")[0]
+    return top in ("torch", "triton") or top in sys.stdlib_module_names
+
+
+def _globals_of(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that ``function`` reads, and what it reads of modules among them."""
+    names = _names(function.__code__)
+    found = {}
+    for name in names:
+        if name not in function.__globals__:
+            continue
+        value = function.__globals__[name]
+        if not isinstance(value, types.ModuleType):
+            found[name] = value
+        elif not _is_library(value.__name__):
+            found |= {f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)}
+    return {name: value for name, value in sorted(found.items()) if _may_change(function, value)}
+
+
+def _may_change(function: types.FunctionType, value: Any) -> bool:
+    """Not what is defined in a library, nor in another package that was installed."""
+    if not isinstance(value, (type, types.FunctionType)):
+        return True
+    if _is_library(value.__module__):
+        return False
+    origin = getattr(sys.modules.get(value.__module__ or ""), "__file__", None) or ""
+    installed = "site-packages" in origin or "dist-packages" in origin
+    return not installed or _package(value) == _package(function)
+
+
+def _package(value: Any) -> str:
+    return (value.__module__ or "").partition(".")[0]
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Names of globals and attributes in ``code`` and in the functions that it defines."""
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= dict.fromkeys(_names(constant))
+    return list(names)
 
 
 def _cell(cell: types.CellType) -> Any:
@@ -136,7 +257,8 @@ def _cell(cell: types.CellType) -> Any:
 
 def _code(code: types.CodeType) -> str:
     constants = ",".join(map(_constant, code.co_consts))
-    return f"{code.co_code.hex()}:{constants}:{','.join(code.co_names)}"
+    names = ",".join([*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars])
+    return f"{code.co_code.hex()}:{constants}:{names}:{code.co_flags}"
 
 
 def _constant(value: Any) -> str:
@@ -144,4 +266,18 @@ def _constant(value: Any) -> str:
         return _code(value)
     if isinstance(value, frozenset):  # its order is another one in every process
         return f"frozenset:{sorted(map(repr, value))}"
-    return repr(value)
+    return f"{type(value).__name__}:{value!r}"
+
+
+_addresses: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def _address(value: Any) -> str:
+    """A name for this very object; unlike its address, no other object ever has it."""
+    known = _addresses.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    name = str(uuid.uuid4())
+    with contextlib.suppress(TypeError):  # not every object can be referred to weakly
+        _addresses[id(value)] = (weakref.ref(value), name)
+    return name

@@ -6,11 +6,13 @@ Every error here names the op, the argument, the value and the rule.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 from torch._inductor.kernel.range_dispatch.candidates import (
     accepted_names,
     callable_name,
@@ -120,7 +122,9 @@ def make_registration(
         dispatch_on=where,
         ranges=ranges,
         min_speedup_threshold=check.threshold(min_speedup_threshold),
-        benchmark_with_cudagraphs=check.flag("benchmark_with_cudagraphs", benchmark_with_cudagraphs),
+        benchmark_with_cudagraphs=check.flag(
+            "benchmark_with_cudagraphs", benchmark_with_cudagraphs
+        ),
         include_fallback=check.flag("include_fallback", include_fallback),
     )
 
@@ -163,6 +167,7 @@ class _Checker:
             if not isinstance(config, CustomOpConfig):
                 raise self.type_error(f"{argument}[{i}]", config, "a CustomOpConfig")
             self._check_parameters(f"{argument}[{i}]", config)
+            self._check_patches(f"{argument}[{i}].config_patches", config.config_patches)
         return tuple(configs)
 
     def _check_parameters(self, argument: str, config: CustomOpConfig) -> None:
@@ -170,17 +175,21 @@ class _Checker:
         accepted = of_op if config.decomposition is None else accepted_names(config.decomposition)
         if accepted is None:
             return
-        unknown = sorted(config.params.keys() - accepted - of_op)
-        if unknown:
-            taker = "the op" if config.decomposition is None else callable_name(config.decomposition)
+        taker = "the op" if config.decomposition is None else callable_name(config.decomposition)
+        if unknown := sorted(config.params.keys() - accepted - of_op):
             rule = f"given parameters that {taker} has ({', '.join(sorted(accepted | of_op))})"
             raise self.value_error(argument, config, f"{rule}, not {', '.join(unknown)}")
-        if config.decomposition is not None and (lost := config.params.keys() - accepted):
-            if not self._takes_by_position(config.decomposition):
-                rule = f"given parameters that {callable_name(config.decomposition)} takes"
-                raise self.value_error(argument, config, f"{rule}, not {', '.join(sorted(lost))}")
+        lost = sorted(config.params.keys() - accepted)
+        if lost and not self._takes_by_position(config.decomposition):
+            rule = f"given parameters that {taker} takes, not {', '.join(lost)}"
+            raise self.value_error(argument, config, rule)
 
-    def _takes_by_position(self, function: Callable[..., Any]) -> bool:
+    def _check_patches(self, argument: str, patches: Mapping[str, Any]) -> None:
+        if unknown := [name for name in patches if name not in inductor_config._config]:
+            rule = f"settings of torch._inductor.config by name, not {', '.join(map(str, unknown))}"
+            raise self.value_error(argument, patches, rule)
+
+    def _takes_by_position(self, function: Any) -> bool:
         """Whether ``function`` has a place for each of the op's positional arguments."""
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
@@ -193,7 +202,9 @@ class _Checker:
         if generators is None:
             return {}
         if not isinstance(generators, Mapping):
-            raise self.type_error("input_gen_fns", generators, "a dict of functions by argument name")
+            raise self.type_error(
+                "input_gen_fns", generators, "a dict of functions by argument name"
+            )
         tensors = self._tensor_names()
         for name, generator in generators.items():
             if name not in tensors:
@@ -217,7 +228,9 @@ class _Checker:
             raise self.value_error("split_points", split_points, "given with dispatch_on")
         if not isinstance(value, Mapping):
             # ValueError as in stock PyTorch, whose callers may catch that.
-            raise self.value_error("dispatch_on", value, "a dict such as {'tensor_name': 'x', 'dim': 1}")
+            raise self.value_error(
+                "dispatch_on", value, "a dict such as {'tensor_name': 'x', 'dim': 1}"
+            )
         known = {"tensor_name", "dim", "range_upper_bound"}
         if unknown := sorted(map(str, value.keys() - known)):
             rule = f"a dict with the keys {', '.join(sorted(known))} only, not {', '.join(unknown)}"
@@ -225,7 +238,7 @@ class _Checker:
         if missing := sorted({"tensor_name", "dim"} - value.keys()):
             rule = f"a dict with the keys tensor_name and dim; {', '.join(missing)} is missing"
             raise self.value_error("dispatch_on", dict(value), rule)
-        upper = value.get("range_upper_bound", DEFAULT_RANGE_UPPER_BOUND)
+        upper = value.get("range_upper_bound", _default_upper_bound(split_points))
         self._check_tensor_name(value["tensor_name"])
         if not _is_int(value["dim"]):
             raise self.value_error("dispatch_on['dim']", value["dim"], "an int")
@@ -251,11 +264,13 @@ class _Checker:
         for i, point in enumerate(split_points):
             if not _is_int(point) or point <= 0:
                 raise self.value_error(f"split_points[{i}]", point, "a positive int")
-        if any(a >= b for a, b in zip(split_points, split_points[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(split_points)):
             raise self.value_error("split_points", split_points, "sorted, strictly increasing")
         if where.range_upper_bound <= split_points[-1]:
-            rule = f"above the last split point, {split_points[-1]}: the last range is measured there"
-            raise self.value_error("dispatch_on['range_upper_bound']", where.range_upper_bound, rule)
+            rule = f"above the last split point, {split_points[-1]}, as a size of the last range"
+            raise self.value_error(
+                "dispatch_on['range_upper_bound']", where.range_upper_bound, rule
+            )
         return ranges_from_split_points(split_points)
 
     def threshold(self, value: Any) -> float:
@@ -269,6 +284,12 @@ class _Checker:
         if not isinstance(value, bool):
             raise self.type_error(argument, value, "a bool")
         return value
+
+
+def _default_upper_bound(split_points: Any) -> int:
+    """Where the last range is measured if the user does not say; above any split point."""
+    numbers = split_points if isinstance(split_points, (list, tuple)) else ()
+    return max([DEFAULT_RANGE_UPPER_BOUND, *(2 * n for n in numbers if _is_int(n))])
 
 
 def _is_int(value: Any) -> bool:
