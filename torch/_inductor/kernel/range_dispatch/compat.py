@@ -27,6 +27,17 @@ class GuardAttempt(RuntimeError):
     """Something asked for a guard while guards were frozen; ``args[0]`` is the expression."""
 
 
+_FROZEN = "Guard attempted while ShapeEnv guards are frozen: "
+
+
+def attempted_guard(error: BaseException) -> str | None:
+    """The guard that ``error`` is about, also where what was called wrapped the error in its own."""
+    if isinstance(error, GuardAttempt):
+        return str(error.args[0])
+    _, found, rest = str(error).partition(_FROZEN)
+    return rest.splitlines()[0] if found else None
+
+
 # ---------------------------------------------------------------------------------------------
 # 2.11 has no lowering.user_lowerings: an op's entry in `lowerings` must be wrapped instead, with a
 # recursion guard of our own and the default layout constraint that an unregistered op would get.
@@ -96,7 +107,7 @@ def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
             with shape_env.error_on_new_guards(), _quiet_evaluation():
                 yield
         except symbolic_shapes._ShapeEnvGuardError as error:
-            raise GuardAttempt(str(error)) from error
+            raise GuardAttempt(attempted_guard(error)) from error
         return
 
     def refuse(expr: Any, value: Any) -> None:

@@ -91,9 +91,7 @@ def name_branches(graph: GraphModule, prefix: str, branches: Sequence[Branch]) -
     names = []
     level = graph
     for branch in branches[:-1]:
-        (cond,) = level.graph.find_nodes(
-            op="call_function", target=torch.ops.higher_order.cond
-        )
+        (cond,) = level.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
         end = int(branch.range.end)
         taken, otherwise = f"{prefix}_le_{end}", f"{prefix}_gt_{end}"
         following = getattr(level, cond.args[2].target)
@@ -138,7 +136,7 @@ def inline_dispatch(
 
 
 def _identifier(name: str) -> str:
-    """``name`` for generated Python and C++; a class of Python's renames what starts with ``__``."""
+    """``name`` for generated Python, in which a class renames what starts with ``__``, and C++."""
     cleaned = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
     return cleaned if cleaned[:1].isalpha() else f"dispatch_{cleaned}"
 

@@ -88,7 +88,7 @@ def reachable(ranges: Sequence[Range], low: int | float, high: int | float) -> t
 def merge_neighbours(
     winners: Sequence[tuple[Range, T]], same: Callable[[T, T], bool]
 ) -> list[tuple[Range, T]]:
-    """Join neighbouring ranges whose winners are the same; the lower range's winner stands for both.
+    """Join neighbouring ranges whose winners are the same; the lower one's stands for both.
 
     ``winners`` is in ascending order. Ranges between two entries may be missing (they cannot
     occur); what is left keeps its order and still covers every size that can.

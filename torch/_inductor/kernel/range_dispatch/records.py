@@ -9,6 +9,7 @@ them carries the fingerprint in.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import hashlib
@@ -192,7 +193,8 @@ class _Describer:
         if callable(value) and hasattr(value, "__wrapped__"):
             return f"{_qualified(cls)}:{self.describe(value.__wrapped__)}"
         attributes = getattr(value, "__dict__", None)
-        opaque = _is_library(cls.__module__) and not isinstance(value, _LIBRARY_RECORDS)
+        plain = dataclasses.is_dataclass(value) or isinstance(value, _LIBRARY_RECORDS)
+        opaque = _is_library(cls.__module__) and not plain
         if attributes is None or opaque:
             return f"{_qualified(cls)}:{_address(value)}"
         return f"object:{self.describe(cls)}:{self.describe(attributes)}"
@@ -212,31 +214,31 @@ def _is_library(module: str | None) -> bool:
 def _globals_of(function: types.FunctionType) -> dict[str, Any]:
     """The globals that ``function`` reads, and what it reads of modules among them."""
     names = _names(function.__code__)
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
-        if name not in function.__globals__:
-            continue
-        value = function.__globals__[name]
-        if not isinstance(value, types.ModuleType):
-            found[name] = value
-        elif not _is_library(value.__name__):
+        value = function.__globals__.get(name)
+        if isinstance(value, types.ModuleType) and not _is_foreign(value.__name__, function):
             found |= {f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)}
-    return {name: value for name, value in sorted(found.items()) if _may_change(function, value)}
+        elif name in function.__globals__:
+            found[name] = value
+    return {
+        name: _qualified(value) if _is_defined_elsewhere(value, function) else value
+        for name, value in sorted(found.items())
+    }
 
 
-def _may_change(function: types.FunctionType, value: Any) -> bool:
-    """Not what is defined in a library, nor in another package that was installed."""
-    if not isinstance(value, (type, types.FunctionType)):
+def _is_defined_elsewhere(value: Any, function: types.FunctionType) -> bool:
+    defines = (type, types.FunctionType)
+    return isinstance(value, defines) and _is_foreign(value.__module__, function)
+
+
+def _is_foreign(module: str, function: types.FunctionType) -> bool:
+    """Whether ``module`` is a library's, or one of another installed package than ``function``."""
+    if _is_library(module):
         return True
-    if _is_library(value.__module__):
-        return False
-    origin = getattr(sys.modules.get(value.__module__ or ""), "__file__", None) or ""
+    origin = getattr(sys.modules.get(module), "__file__", None) or ""
     installed = "site-packages" in origin or "dist-packages" in origin
-    return not installed or _package(value) == _package(function)
-
-
-def _package(value: Any) -> str:
-    return (value.__module__ or "").partition(".")[0]
+    return installed and module.partition(".")[0] != (function.__module__ or "").partition(".")[0]
 
 
 def _names(code: types.CodeType) -> list[str]:

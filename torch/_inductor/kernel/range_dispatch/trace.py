@@ -132,21 +132,26 @@ def trace_function(function: Callable[..., Any], fakes: Sequence[Any]) -> GraphM
     try:
         try:
             return _traced(function, fakes, "symbolic")
-        except compat.GuardAttempt:
+        except Exception as error:
+            if compat.attempted_guard(error) is None:
+                raise
             return _traced(function, fakes, "real")
     except Rejected:
         raise
-    except compat.GuardAttempt as error:
-        counters["inductor"]["custom_op_decomp_guard_skips"] += 1
-        raise Rejected(f"tracing it would add the guard {error.args[0]}") from error
     except Exception as error:
-        # The fake mode names its own switch when it meets a real tensor. It stays off: Inductor
-        # writes the values of small constants into the code, and would miss a later update.
-        if "allow_non_fake_inputs" in str(error):
-            raise Rejected(
-                "it reads a tensor that is not an argument of the op; make it an argument"
-            ) from error
-        raise Rejected(f"tracing it failed: {type(error).__name__}: {error}") from error
+        raise Rejected(_why_not_traced(error)) from error
+
+
+def _why_not_traced(error: Exception) -> str:
+    guard = compat.attempted_guard(error)
+    if guard is not None:
+        counters["inductor"]["custom_op_decomp_guard_skips"] += 1
+        return f"tracing it would add the guard {guard}"
+    # The fake mode names its own switch when it meets a real tensor. It stays off: Inductor
+    # writes the values of small constants into the code, and would miss a later update.
+    if "allow_non_fake_inputs" in str(error):
+        return "it reads a tensor that is not an argument of the op; make it an argument"
+    return f"tracing it failed: {type(error).__name__}: {first_line(error)}"
 
 
 def _traced(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> GraphModule:
@@ -159,7 +164,14 @@ def _traced(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> Gr
         enable_python_dispatcher(),
     ):
         table = select_decomp_table()
-        return make_fx(function, tracing_mode=mode, decomposition_table=table)(*fakes)
+        graph = make_fx(function, tracing_mode=mode, decomposition_table=table)(*fakes)
+    compat.drop_full_slices(graph)
+    return graph
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message: what follows is often a stack, which the log has anyway."""
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def lift_constants(graph: GraphModule) -> list[torch.Tensor]:

@@ -30,6 +30,7 @@ from torch._inductor.kernel.range_dispatch.inputs import (
     real_tensors,
     symbols_of,
 )
+from torch._inductor.kernel.range_dispatch.trace import first_line
 from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -92,6 +93,7 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     """
     for contender in contenders:
         _ensure_compiled(bench, contender)
+    log.info("%s: measuring %d candidates at size %d", bench.call.op, len(contenders), point.size)
     with real_tensors([bench.device]):
         try:
             inputs = make_inputs(bench.call, point, bench.generators)
@@ -109,6 +111,7 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
 def _ensure_compiled(bench: Bench, contender: Contender) -> None:
     if contender.module is not None or contender.broken is not None:
         return
+    log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
     try:
         contender.module = _compile(bench, contender)
     except Exception as error:
@@ -150,8 +153,7 @@ def _identifier(label: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
 
 
 def _interleaved(
