@@ -254,12 +254,17 @@ def main() -> int:
     parser.add_argument("--device", help="cpu or cuda; a GPU is used by default if there is one")
     args = parser.parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    )
     print(f"torch {torch.__version__} on {device} ({name})")
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, fresh_cache(dir=folder):
-        with inductor_config.patch(fx_graph_cache=False):
-            results = [run(case, device) for case in cases(device)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fresh_cache(dir=folder),
+        inductor_config.patch(fx_graph_cache=False),
+    ):
+        results = [run(case, device) for case in cases(device)]
     print("\nall answers right" if all(results) else "\nWRONG ANSWERS, see above")
     return 0 if all(results) else 1
 

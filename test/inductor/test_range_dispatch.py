@@ -3,7 +3,6 @@
 
 from unittest import mock
 
-import torch
 from range_dispatch_common import (
     config,
     counters,
@@ -20,6 +19,8 @@ from range_dispatch_common import (
     RangeDispatchTestCase,
     report,
 )
+
+import torch
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.kernel.custom_op import (
     autotune_custom_op,
@@ -87,9 +88,7 @@ class SeedTest(RangeDispatchTestCase):
             graph = make_fx(
                 dispatch, tracing_mode="symbolic", decomposition_table=select_decomp_table()
             )(x)
-        (cond,) = graph.graph.find_nodes(
-            op="call_function", target=torch.ops.higher_order.cond
-        )
+        (cond,) = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
         size = cond.args[0].meta["val"].node.expr
         self.assertEqual(str(size), f"{x.shape[1].node.expr} <= 512")
         self.assertEqual(mode.shape_env.guards, [])
@@ -117,7 +116,9 @@ class DispatchTest(RangeDispatchTestCase):
 
     @parametrize("device", DEVICES)
     def test_each_range_runs_its_winner(self, device):
-        self.register(CustomOpConfig(by_sin), CustomOpConfig(by_loop), dispatch_on={"range_upper_bound": 16})
+        self.register(
+            CustomOpConfig(by_sin), CustomOpConfig(by_loop), dispatch_on={"range_upper_bound": 16}
+        )
         compiled = torch.compile(self.call, dynamic=True, fullgraph=True)
         winners = {4: "by_loop", 8: OP_LABEL, 16: "by_sin"}
         with force_winners(winners) as probes:
@@ -128,7 +129,9 @@ class DispatchTest(RangeDispatchTestCase):
                 self.check(compiled, self.call, *self.inputs(n, device))
         (plan,) = report.plans()
         shown = [(str(r), label) for r, label in plan.chosen]
-        self.assertEqual(shown, [("[0, 4]", "by_loop"), ("[5, 8]", OP_LABEL), ("[9, inf]", "by_sin")])
+        self.assertEqual(
+            shown, [("[0, 4]", "by_loop"), ("[5, 8]", OP_LABEL), ("[9, inf]", "by_sin")]
+        )
 
     def test_the_branch_of_the_range_is_what_runs(self):
         # Implementations that differ in their answers show which one ran at each size.
@@ -216,7 +219,9 @@ class DispatchTest(RangeDispatchTestCase):
 
     @parametrize("device", DEVICES)
     def test_measured_for_real(self, device):
-        self.register(CustomOpConfig(by_sin), CustomOpConfig(by_cos), dispatch_on={"range_upper_bound": 16})
+        self.register(
+            CustomOpConfig(by_sin), CustomOpConfig(by_cos), dispatch_on={"range_upper_bound": 16}
+        )
         compiled = torch.compile(self.call, dynamic=True, fullgraph=True)
         for n in (3, 4, 5, 8, 9, 30):
             self.check(compiled, self.call, *self.inputs(n, device))
@@ -259,7 +264,9 @@ class DispatchTest(RangeDispatchTestCase):
 
         compiled = torch.compile(call, dynamic=True, fullgraph=True)
         x, w = self.inputs(3)
-        with force_winners({4: "by_sin(factor=7.0)", 8: f"{OP_LABEL}(factor=5.0)", 65536: OP_LABEL}):
+        with force_winners(
+            {4: "by_sin(factor=7.0)", 8: f"{OP_LABEL}(factor=5.0)", 65536: OP_LABEL}
+        ):
             self.assertEqual(compiled(x, w), scaled(x, w, 7.0))
         for n, factor in ((4, 7.0), (5, 5.0), (8, 5.0), (9, 3.0)):
             x, w = self.inputs(n)
@@ -272,8 +279,13 @@ class DispatchTest(RangeDispatchTestCase):
             torch._dynamo.reset()
             seen = []
             with mock.patch.object(
-                ShapeEnv, "produce_guards_verbose", autospec=True, side_effect=lambda env, *a, **k: (
-                    seen.append([str(g.expr) for g in env.guards]), original(env, *a, **k))[1]
+                ShapeEnv,
+                "produce_guards_verbose",
+                autospec=True,
+                side_effect=lambda env, *a, **k: (
+                    seen.append([str(g.expr) for g in env.guards]),
+                    original(env, *a, **k),
+                )[1],
             ):
                 torch.compile(self.call, dynamic=True, fullgraph=True)(*self.inputs(3))
             return seen
@@ -328,7 +340,9 @@ class SwitchesTest(RangeDispatchTestCase):
 
     @parametrize("own", [True, False])
     def test_force_no_merge(self, own):
-        switch = config.patch(force_no_merge=True) if own else self.stock(force_no_impl_grouping=True)
+        switch = (
+            config.patch(force_no_merge=True) if own else self.stock(force_no_impl_grouping=True)
+        )
         with switch, force_winners(lambda n: "by_sin"):
             code = final_code(self.compiled, *self.args)
         self.assertEqual(predicates(code), [4, 8])
@@ -368,7 +382,9 @@ class PlainTuningTest(RangeDispatchTestCase):
         return self.op(x, w) + 1
 
     def test_the_winner_is_inlined(self):
-        register_custom_op_autotuning(self.op, configs=[CustomOpConfig(by_sin), CustomOpConfig(by_cos)])
+        register_custom_op_autotuning(
+            self.op, configs=[CustomOpConfig(by_sin), CustomOpConfig(by_cos)]
+        )
         compiled = self.compiled()
         with force_winners(lambda n: "by_cos"):
             code = final_code(compiled, *self.args)
@@ -381,7 +397,9 @@ class PlainTuningTest(RangeDispatchTestCase):
 
     @parametrize("device", DEVICES)
     def test_measured_for_real(self, device):
-        register_custom_op_autotuning(self.op, configs=[CustomOpConfig(by_sin), CustomOpConfig(by_cos)])
+        register_custom_op_autotuning(
+            self.op, configs=[CustomOpConfig(by_sin), CustomOpConfig(by_cos)]
+        )
         self.check(self.compiled(), self.eager, *(a.to(device) for a in self.args))
         (result,) = report.plans()[0].results
         self.assertEqual(len(result.measurements), 3)
@@ -390,7 +408,10 @@ class PlainTuningTest(RangeDispatchTestCase):
     def test_threshold_is_the_speedup_over_the_op(self):
         def faked(bench, contenders, point):
             times = {"by_sin": 1.0, OP_LABEL: 1.5}
-            return [custom_op.Measurement(c.candidate.label, times[c.candidate.label]) for c in contenders]
+            return [
+                custom_op.Measurement(c.candidate.label, times[c.candidate.label])
+                for c in contenders
+            ]
 
         for threshold, winner in ((1.0, "by_sin"), (1.5, "by_sin"), (1.6, OP_LABEL)):
             report.clear()

@@ -605,7 +605,7 @@ class ArgumentsTest(RecordingTestCase):
             force_winners(lambda n: "short" if n == 4 else OP_LABEL),
         ):
             compiled = torch.compile(f, dynamic=True, fullgraph=True)
-            for n, columns in ((5, 3), (4, 3), (3, 7), (9, 2)):
+            for n, columns in ((5, 3), (4, 3), (3, 7), (9, 4)):
                 self.check(compiled, f, torch.randn(n, columns, device=device))
             self.assertEqual(counters["stats"]["unique_graphs"], 1)
         self.assertEqual([plan.rejected for plan in report.plans()], [()])
@@ -899,7 +899,7 @@ class DtypesTest(RecordingTestCase):
 
     @on_each_device
     def test_integers_within_the_users_bounds(self, device):
-        """Indices from a generator: an invalid one would fail, and all zeros would prove nothing."""
+        """Indices from a generator: an invalid one fails, and all zeros would prove nothing."""
         rows, seen = 7, Seen()
 
         def function(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

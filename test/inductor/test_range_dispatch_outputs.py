@@ -382,7 +382,7 @@ class OutputsTest(RecordingTestCase):
 
     @on_each_device
     def test_returned_inputs_and_views_are_made_safe(self, device):
-        """What the op returns is memory of its own, so the graph may write to it or to the input."""
+        """The op returns memory of its own: the graph may write to it, or to the input."""
         op = define_op(
             "aliases",
             lambda x, y: (x.clone(), y.t().clone(memory_format=torch.contiguous_format)),
@@ -688,6 +688,64 @@ class ImplementationsTest(RecordingTestCase):
                 "module",
             ],
             device,
+        )
+
+    @on_each_device
+    def test_mutating_custom_op(self, device):
+        """An implementation may have other ops fill its own buffers, and update its copies."""
+
+        @torch.library.custom_op("range_dispatch_test::fill_double", mutates_args=("out",))
+        def fill(x: torch.Tensor, out: torch.Tensor) -> None:
+            out.copy_(x * 2)
+
+        fill.register_fake(lambda x, out: None)
+
+        def own_buffer(x):
+            out = torch.empty_like(x)
+            fill(x, out)
+            return ran(out, "own_buffer")
+
+        def own_copy(x):
+            y = x.clone()
+            fill(y, y)
+            return ran(y, "own_copy")
+
+        def views(x):
+            out = x.new_zeros(2, *x.shape)
+            fill(x, out[1])
+            return ran(out.sum(0), "views")
+
+        self.check_each_runs(
+            double_op("mutating_inside"),
+            [CustomOpConfig(own_buffer), CustomOpConfig(own_copy), CustomOpConfig(views)],
+            ["own_buffer", "own_copy", "views"],
+            ["own_buffer", "own_copy", "views"],
+            device,
+        )
+
+        def on_the_input(x):
+            fill(x, x)
+            return x
+
+        on_the_input.__name__ = "on_the_input"
+        op = double_op("mutating_its_input")
+        with (
+            custom_op_autotuning(
+                op,
+                configs=[CustomOpConfig(on_the_input)],
+                dispatch_on={"tensor_name": "x", "dim": 0},
+                split_points=[4],
+            ),
+            force_winners(lambda n: OP_LABEL),
+        ):
+            report.clear()
+            x = torch.randn(5, 3, device=device)
+            kept = x.clone()
+            self.check(torch.compile(lambda x: op(x), dynamic=True), lambda x: op(x), x)
+            self.assertEqual(x, kept)
+        (plan,) = report.plans()
+        self.assertEqual(
+            plan.rejected, (("on_the_input", "it writes to argument x, which the op does not"),)
         )
 
     @on_each_device

@@ -189,7 +189,9 @@ def unregister_custom_op_autotuning(custom_op: CustomOpDef | OpOverload) -> None
 
 
 @contextlib.contextmanager
-def custom_op_autotuning(custom_op: CustomOpDef | OpOverload, *args: Any, **kwargs: Any) -> Iterator[None]:
+def custom_op_autotuning(
+    custom_op: CustomOpDef | OpOverload, *args: Any, **kwargs: Any
+) -> Iterator[None]:
     """Register for the length of a ``with`` block; what was registered before comes back after.
 
     Takes the arguments of ``register_custom_op_autotuning``.
@@ -469,9 +471,7 @@ def _prepare(
             torch._logging.warning_once(
                 log, "%s: %s is not used: %s", call.op, candidate.label, str(reason)
             )
-    bench = Bench(
-        call, fakes, registration.input_gen_fns, registration.benchmark_with_cudagraphs
-    )
+    bench = Bench(call, fakes, registration.input_gen_fns, registration.benchmark_with_cudagraphs)
     return _Contest(registration, call, fakes, ref, contenders, rejected, bench, started)
 
 
@@ -494,7 +494,9 @@ class _Contest:
         op = Candidate(OP_LABEL, None, {}, {}, candidates_from_configs((), True)[0].key)
         return {OP_LABEL: op} | {c.candidate.label: c.candidate for c in self.contenders}
 
-    def measure(self, range: Range, probe: Callable[[], Point]) -> tuple[int | None, list[Measurement]]:
+    def measure(
+        self, range: Range, probe: Callable[[], Point]
+    ) -> tuple[int | None, list[Measurement]]:
         """The probe's size and a time for each contender; nothing where there is no contest."""
         if len(self.contenders) < 2:
             return None, [Measurement(c.candidate.label, 0.0) for c in self.contenders]
@@ -507,9 +509,7 @@ class _Contest:
             return None, []
         return point.size, tuner.measure(self.bench, self.contenders, point)
 
-    def tune(
-        self, ranges: Sequence[Range], probe: Callable[[Range], Point]
-    ) -> list[RangeResult]:
+    def tune(self, ranges: Sequence[Range], probe: Callable[[Range], Point]) -> list[RangeResult]:
         """Measure every contender at every range's probe, and choose the winners."""
         measured = [self.measure(r, functools.partial(probe, r)) for r in ranges]
         rules = Rules(
@@ -572,9 +572,7 @@ class _Contest:
             _output=result,
         )
 
-    def dispatch(
-        self, chosen: Sequence[tuple[Range, Candidate]], operand: int, dim: int
-    ) -> Any:
+    def dispatch(self, chosen: Sequence[tuple[Range, Candidate]], operand: int, dim: int) -> Any:
         """The nested cond over the merged ranges in place of the op."""
         branches = [
             dispatch.Branch(r, traceable(c, self.call, self.ref), c.config_patches)
@@ -585,7 +583,9 @@ class _Contest:
         try:
             nest = trace_function(nested, [*self.fakes, *map(convert_to_symint, symbols)])
         except Rejected as reason:
-            raise Unsupported(f"the dispatch over its ranges cannot be traced: {reason}") from reason
+            raise Unsupported(
+                f"the dispatch over its ranges cannot be traced: {reason}"
+            ) from reason
         constants = map(V.graph.add_tensor_constant, lift_constants(nest))
         operands = [*self.call.operands, *symbols, *constants]
         name = self.registration.name

@@ -31,7 +31,7 @@ _FROZEN = "Guard attempted while ShapeEnv guards are frozen: "
 
 
 def attempted_guard(error: BaseException) -> str | None:
-    """The guard that ``error`` is about, also where what was called wrapped the error in its own."""
+    """The guard that ``error`` is about, also where a caller wrapped it in an error of its own."""
     if isinstance(error, GuardAttempt):
         return str(error.args[0])
     _, found, rest = str(error).partition(_FROZEN)

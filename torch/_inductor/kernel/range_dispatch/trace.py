@@ -18,6 +18,11 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import counters
 from torch._inductor import ir
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.post_grad import (
+    decompose_auto_functionalized,
+    decompose_triton_kernel_wrapper_functional,
+)
+from torch._inductor.fx_passes.reinplace import reinplace_inplaceable_ops_core
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall, Unsupported
 from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
@@ -165,8 +170,23 @@ def _traced(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> Gr
     ):
         table = select_decomp_table()
         graph = make_fx(function, tracing_mode=mode, decomposition_table=table)(*fakes)
-    compat.drop_full_slices(graph)
+        _lowerable(graph)
     return graph
+
+
+def _lowerable(graph: GraphModule) -> None:
+    """What passes over the user's graph do to it, and lowering relies on.
+
+    A Triton kernel, or a custom op that mutates, was made functional while tracing. In place of
+    that come the kernel or the op itself, and clones of what may not be overwritten.
+    """
+    compat.drop_full_slices(graph)
+    for level in graph.modules():
+        if isinstance(level, GraphModule):
+            reinplace_inplaceable_ops_core(level.graph)
+            decompose_triton_kernel_wrapper_functional(level.graph)
+            decompose_auto_functionalized(level.graph)
+            level.recompile()
 
 
 def first_line(error: BaseException) -> str:
@@ -192,7 +212,7 @@ def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
     ]
     for level in levels if held else ():
         *_, last = level.graph.find_nodes(op="placeholder")
-        lifted = []
+        lifted: list[torch.fx.Node] = []
         for i, (owner, node, value) in enumerate(held):
             with level.graph.inserting_after(lifted[-1] if lifted else last):
                 lifted.append(level.graph.placeholder(f"constant_{i}"))

@@ -227,7 +227,7 @@ def _timer(run: Runner, bench: Bench) -> Callable[[], float]:
 
 
 def _cuda_timer(run: Runner, bench: Bench) -> Callable[[], float]:
-    """Device time by replaying a CUDA graph; by Inductor's own benchmarker if it can't be captured."""
+    """Device time by replaying a CUDA graph, by Inductor's benchmarker if it can't be captured."""
     with torch.cuda.device(bench.device):
         try:
             graph, calls = _capture(run)
