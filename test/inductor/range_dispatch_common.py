@@ -103,7 +103,8 @@ def predicates(code: str) -> list[int]:
     That is ``if s <= end`` or, where 2.15 generates a conditional, ``selector = int(s <= end)``.
     """
     found = re.findall(
-        r"^\s*(?:(?:\} )?(?:if|elif|else if) \(?|\w+_selector = int\()[\w ()+*/-]+? ?<= ?(\d+)L?\)?",
+        r"^\s*(?:(?:\} )?(?:if|elif|else if) \(?|\w+_selector = int\()"
+        r"[\w ()+*/-]+? ?<= ?(\d+)L?\)?",
         code,
         re.MULTILINE,
     )

@@ -115,7 +115,7 @@ def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
 
     frozen, patched = shape_env.frozen, shape_env.__dict__.get("_check_frozen")
     shape_env.frozen = True
-    shape_env._check_frozen = refuse  # type: ignore[method-assign]
+    shape_env._check_frozen = refuse
     try:
         with _quiet_evaluation():
             yield
@@ -124,7 +124,7 @@ def frozen_guards(shape_env: ShapeEnv | None) -> Iterator[None]:
         if patched is None:
             del shape_env._check_frozen
         else:
-            shape_env._check_frozen = patched  # type: ignore[method-assign]
+            shape_env._check_frozen = patched
 
 
 @contextlib.contextmanager
@@ -190,7 +190,8 @@ def drop_full_slices(graph: GraphModule) -> None:
         if not isinstance(level, GraphModule):
             continue
         for node in level.graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor):
-            _, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+            given = tuple(node.args[1:])
+            _, start, end, step = given + (0, None, None, 1)[len(given) :]
             if start in (None, 0) and end in (None, sys.maxsize) and step == 1:
                 node.replace_all_uses_with(node.args[0])
                 level.graph.erase_node(node)
