@@ -243,6 +243,36 @@ class DispatchTest(RangeDispatchTestCase):
         names = [call.args[1].candidate.label for call in compile_module.call_args_list]
         self.assertEqual(names, ["by_sin", "by_cos", OP_LABEL])
 
+    def test_what_a_benchmark_assumes_is_no_guard_and_holds_where_it_is_run(self):
+        # How a long sum is generated depends on its length, on a CPU (is it above 4096?) and on a
+        # GPU (do indices fit into 32 bits?). The candidate is measured all the same.
+        op = define_op("total", lambda x: x.sum(), schema="(Tensor x) -> Tensor")
+        contenders = []
+        real = tuner.measure
+
+        def spy(bench, field, point):
+            contenders[:] = field
+            return real(bench, field, point)
+
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x: x.sum())],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 9000},
+            split_points=[4, 4000],
+        )
+        compiled = torch.compile(lambda x: op(x), dynamic=True, fullgraph=True)
+        with mock.patch.object(tuner, "measure", spy):
+            for n in (5, 4, 3000, 9001):
+                self.assertEqual(compiled(torch.ones(n, 3)), torch.tensor(3.0 * n))
+        self.assertEqual(counters["stats"]["unique_graphs"], 1)
+        for result in report.plans()[0].results:
+            self.assertEqual([m.error for m in result.measurements], [None, None])
+        # Opaque code assumes nothing, so one module serves; no two modules assume the same.
+        generated, op_itself = contenders
+        self.assertEqual([m.assumptions for m in op_itself.modules], [()])
+        assumed = [m.assumptions for m in generated.modules]
+        self.assertEqual(len(assumed), len(set(assumed)))
+
     def test_two_dispatched_calls_in_one_graph(self):
         self.register()
 

@@ -1,11 +1,12 @@
 """The grid probe x candidate: every candidate is compiled once and timed at every probe.
 
-A candidate is timed as Inductor would generate it, in a module of its own that takes the size
-symbols as arguments. On a GPU the time is the device's, on a CPU the caller's.
+A candidate is timed as Inductor would generate it, in a module of its own (see
+``benchmark_module``). On a GPU the time is the device's, on a CPU the caller's.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import statistics
@@ -14,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
-
 import torch
-from torch._inductor import config as inductor_config
-from torch._inductor.graph import GraphLowering
-from torch._inductor.kernel.range_dispatch import compat, config
+from torch._inductor.kernel.range_dispatch import config
+from torch._inductor.kernel.range_dispatch.benchmark_module import (
+    BenchmarkModule,
+    compile_for_benchmark,
+)
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.candidates import Candidate
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
@@ -28,11 +29,9 @@ from torch._inductor.kernel.range_dispatch.inputs import (
     make_inputs,
     Point,
     real_tensors,
-    symbols_of,
 )
 from torch._inductor.kernel.range_dispatch.trace import first_line
 from torch._inductor.runtime.benchmarking import benchmarker
-from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 
 
@@ -43,19 +42,23 @@ Runner = Callable[[], Any]
 
 @dataclass
 class Contender:
-    """A candidate that was traced, with its benchmark module once there is one.
+    """A candidate that was traced, with its benchmark modules once there are any.
 
     Attributes:
         candidate: The candidate.
         graph: Its trace over the operands of the call.
-        module: The compiled benchmark module, made on first use.
+        modules: The compiled benchmark modules. The first one nearly always serves all probes.
         broken: Why it cannot be compiled; it is out everywhere then.
     """
 
     candidate: Candidate
     graph: GraphModule
-    module: Any = None
+    modules: list[BenchmarkModule] = field(default_factory=list)
     broken: str | None = None
+
+    def module_at(self, point: Point) -> BenchmarkModule | None:
+        """A compiled module that may run at ``point``."""
+        return next((module for module in self.modules if module.serves(point)), None)
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,12 @@ class Bench:
         fakes: Its operands as fake tensors.
         generators: The user's input generators by argument name.
         cudagraphs: Whether the user asked for CUDA-graph replay of the op itself.
-        symbols: The size symbols that a benchmark module takes, in the order of its arguments.
     """
 
     call: BoundCall
     fakes: Sequence[Any]
     generators: Mapping[str, InputGenerator]
     cudagraphs: bool = False
-    symbols: tuple[sympy.Symbol, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "symbols", symbols_of(self.call))
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +90,7 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     Returns nothing where the inputs do not fit into memory: no candidate is to blame then.
     """
     for contender in contenders:
-        _ensure_compiled(bench, contender)
+        _ensure_compiled(bench, contender, point)
     log.info("%s: measuring %d candidates at size %d", bench.call.op, len(contenders), point.size)
     with real_tensors([bench.device]):
         try:
@@ -108,44 +106,24 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
         return _interleaved(bench, contenders, point, inputs)
 
 
-def _ensure_compiled(bench: Bench, contender: Contender) -> None:
-    if contender.module is not None or contender.broken is not None:
+def _ensure_compiled(bench: Bench, contender: Contender, point: Point) -> None:
+    if contender.module_at(point) is not None or contender.broken is not None:
         return
     log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
     try:
-        contender.module = _compile(bench, contender)
+        contender.modules.append(_compile(bench, contender, point))
     except Exception as error:
         contender.broken = f"it does not compile: {_first_line(error)}"
         log.info("%s: %s: %s", bench.call.op, contender.candidate.label, contender.broken)
         log.debug("benchmark module of %s", contender.candidate.label, exc_info=True)
 
 
-def _compile(bench: Bench, contender: Contender) -> Any:
-    """The contender as a module of Inductor's whose arguments are the symbols, then the operands.
-
-    Guards are frozen: one that only a benchmark needs must not reach the user's graph.
-    """
-    graph = GraphLowering(
-        contender.graph,
-        example_inputs=list(bench.fakes),
-        shape_env=V.graph._shape_env,
-        is_inference=V.graph.is_inference,
-        is_backward=V.graph.is_backward,
-        name=f"benchmark_{_identifier(contender.candidate.label)}",
+def _compile(bench: Bench, contender: Contender, point: Point) -> BenchmarkModule:
+    candidate = contender.candidate
+    name = _identifier(candidate.label)
+    return compile_for_benchmark(
+        contender.graph, bench.call, point, candidate.config_patches, name
     )
-    for symbol in bench.symbols:
-        graph.graph_inputs[symbol.name] = symbol
-        graph.graph_input_names.append(symbol.name)
-    settings: dict[str, Any] = {"benchmark_fusion": False, "graph_partition": False}
-    settings |= {"cpp_wrapper": False, **contender.candidate.config_patches}
-    with (
-        V.set_graph_handler(graph),
-        inductor_config.patch(settings),
-        compat.frozen_guards(V.graph.sizevars.shape_env),
-    ):
-        graph.run(*bench.fakes)
-        compat.attach_config_patches(graph.operations, contender.candidate.config_patches)
-        return graph.compile_to_module()
 
 
 def _identifier(label: str) -> str:
@@ -160,20 +138,15 @@ def _interleaved(
     bench: Bench, contenders: Sequence[Contender], point: Point, inputs: Sequence[Any]
 ) -> list[Measurement]:
     """Rounds in which each contender is timed once, so that a drifting machine is fair to all."""
-    sizes = [point.values[s] for s in bench.symbols]
     timers: dict[int, Callable[[], float]] = {}
     errors: dict[int, str] = {}
     for i, contender in enumerate(contenders):
-        if contender.broken is not None:
-            errors[i] = contender.broken
+        module = contender.module_at(point)
+        if module is None:
+            errors[i] = contender.broken or "it has no benchmark module"
             continue
-        call = contender.module.call
-
-        def run(call: Callable[[list[Any]], Any] = call) -> Any:
-            return call([*sizes, *inputs])
-
         try:
-            timers[i] = _timer(run, bench)
+            timers[i] = _timer(functools.partial(module, point, inputs), bench)
         except Exception as error:
             errors[i] = f"it fails at size {point.size}: {_first_line(error)}"
     samples: dict[int, list[float]] = {i: [] for i in timers}

@@ -1,0 +1,154 @@
+"""A candidate compiled for measuring, apart from the graph that is being lowered.
+
+Generating a kernel asks questions about sizes (does the index fit into 32 bits? is the reduction
+long?), and an answer that is not static becomes a guard. In the user's graph such a guard would
+mean a recompile that nobody needs, so a benchmark module gets a shape environment of its own,
+with symbols of its own. What was assumed there is kept: the module serves every probe at which
+the assumptions hold, and another one is made for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._inductor import config as inductor_config
+from torch._inductor import ir
+from torch._inductor.graph import GraphLowering
+from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch.call import BoundCall
+from torch._inductor.kernel.range_dispatch.inputs import Point, symbols_of
+from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.node import map_arg
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+
+@dataclass(frozen=True)
+class BenchmarkModule:
+    """A compiled candidate.
+
+    Attributes:
+        function: Takes a list of the symbols' values, then the operands.
+        symbols: The size symbols of the call, in the order of those values.
+        assumptions: What was assumed of them.
+    """
+
+    function: Callable[[list[Any]], Any]
+    symbols: tuple[sympy.Symbol, ...]
+    assumptions: tuple[sympy.Basic, ...]
+
+    def serves(self, point: Point) -> bool:
+        """Whether the module may run at ``point``."""
+        values = {s: sympy.Integer(v) for s, v in point.values.items()}
+        return all(a.xreplace(values) == sympy.true for a in self.assumptions)
+
+    def __call__(self, point: Point, operands: Sequence[Any]) -> Any:
+        return self.function([*(point.values[s] for s in self.symbols), *operands])
+
+
+def compile_for_benchmark(
+    graph: GraphModule,
+    call: BoundCall,
+    point: Point,
+    config_patches: Mapping[str, Any],
+    name: str,
+) -> BenchmarkModule:
+    """Compile the trace of a candidate with symbolic sizes, as if first called at ``point``.
+
+    Args:
+        graph: From the operands of ``call`` to a tuple of tensors.
+        call: The call that is tuned.
+        point: The sizes that questions without a static answer are answered for.
+        config_patches: Inductor settings of the candidate.
+        name: For the generated code.
+    """
+    world = _World(call, point)
+    # V.graph and V.fake_mode are those of the user's graph until here.
+    outer = V.graph
+    with V.set_fake_mode(world.mode):
+        own = _with_values(graph, world)
+        lowering = GraphLowering(
+            own,
+            example_inputs=list(world.operands),
+            shape_env=world.env,
+            is_inference=outer.is_inference,
+            is_backward=outer.is_backward,
+            name=f"benchmark_{name}",
+        )
+        for symbol in world.symbols.values():
+            lowering.graph_inputs[symbol.name] = symbol
+            lowering.graph_input_names.append(symbol.name)
+        settings = {"benchmark_fusion": False, "graph_partition": False, "cpp_wrapper": False}
+        with V.set_graph_handler(lowering), inductor_config.patch({**settings, **config_patches}):
+            lowering.run(*world.operands)
+            compat.attach_config_patches(lowering.operations, config_patches)
+            module = lowering.compile_to_module()
+    return BenchmarkModule(module.call, tuple(world.symbols), world.assumptions())
+
+
+class _World:
+    """A shape environment with a symbol for each of the call's, and the operands in it."""
+
+    def __init__(self, call: BoundCall, point: Point) -> None:
+        self.env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        outer = V.graph.sizevars.shape_env.var_to_range
+        self.symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        for symbol in symbols_of(call):
+            own = self.env.create_symbol(
+                point.values[symbol],
+                ConstantSource(f"range_dispatch_{symbol.name}"),
+                dynamic_dim=DimDynamic.DYNAMIC,
+                do_not_specialize_zero_one=True,
+            )
+            bounds = outer.get(symbol)
+            if bounds is not None and point.values[symbol] in bounds:
+                self.env.var_to_range[own] = bounds
+            self.symbols[symbol] = own
+        self.point = point
+        with self.mode:
+            self.operands = tuple(self._operand(operand) for operand in call.operands)
+
+    def _operand(self, operand: Any) -> Any:
+        if not isinstance(operand, ir.IRNode):
+            return self._size(operand)
+        return torch.empty_strided(
+            [self._size(size) for size in operand.get_size()],
+            [self._size(stride) for stride in operand.get_layout().stride],
+            dtype=operand.get_dtype(),
+            device=operand.get_device(),
+        )
+
+    def _size(self, expr: Any) -> int | torch.SymInt:
+        expr = sympy.sympify(expr)
+        if expr.is_Integer:
+            return int(expr)
+        own = expr.xreplace(self.symbols)
+        return self.env.create_symintnode(own, hint=self.point.evaluate(expr))
+
+    def assumptions(self) -> tuple[sympy.Basic, ...]:
+        """The guards that came up, in the symbols of the call."""
+        back = {own: symbol for symbol, own in self.symbols.items()}
+        return tuple(guard.expr.xreplace(back) for guard in self.env.guards)
+
+
+def _with_values(graph: GraphModule, world: _World) -> GraphModule:
+    """``graph`` with the fake values of ``world`` on its nodes; the original keeps its own."""
+    copied = Graph()
+    copied.output(copied.graph_copy(graph.graph, {}))
+    own = GraphModule(graph, copied)
+    FakeTensorProp(own, world.mode).propagate_dont_convert_inputs(*world.operands)
+    for node in copied.nodes:
+        # What a layout constraint compares the operands of an opaque op with.
+        if "eager_input_vals" in node.meta:
+            values = map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
+            node.meta["eager_input_vals"] = values
+    return own
