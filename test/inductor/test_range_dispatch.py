@@ -1,6 +1,7 @@
 # Owner(s): ["module: inductor"]
 """The main path: one op, several implementations, tuned per range, one compiled graph."""
 
+import unittest
 from unittest import mock
 
 from range_dispatch_common import (
@@ -11,6 +12,7 @@ from range_dispatch_common import (
     DEVICES,
     final_code,
     force_winners,
+    GPU_TYPE,
     HAS_CPU,
     HAS_GPU,
     inductor_config,
@@ -586,7 +588,39 @@ class ValidateTest(RangeDispatchTestCase):
         self.assertTrue(validated)
 
 
+class CaptureTest(RangeDispatchTestCase):
+    """An op that cannot be captured in a CUDA graph is measured all the same, without a trace."""
+
+    @unittest.skipUnless(HAS_GPU and GPU_TYPE == "cuda", "requires a CUDA GPU")
+    @parametrize("way", ["reads a value", "synchronizes"])
+    def test_an_op_that_waits_for_the_device(self, way):
+        def function(x: torch.Tensor) -> torch.Tensor:
+            if way == "reads a value":
+                return x * 2 + x.sum().item() * 0
+            y = x * 2
+            torch.cuda.synchronize()
+            return y
+
+        op = define_op(f"waits_{way.partition(' ')[0]}", function, torch.empty_like)
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x: x * 2)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 16},
+            split_points=[4],
+        )
+        stream = torch.cuda.current_stream()
+        compiled = torch.compile(lambda x: op(x), dynamic=True, fullgraph=True)
+        x = torch.ones(3, 6, device=GPU_TYPE)
+        self.assertEqual(compiled(x), x * 2)
+        self.assertEqual(torch.cuda.current_stream(), stream)
+        self.assertEqual(torch.cuda.get_sync_debug_mode(), 0)
+        torch.randn(3, device=GPU_TYPE)  # raises where the generator takes itself for captured
+        for result in report.plans()[0].results:
+            self.assertEqual([m.error for m in result.measurements], [None, None])
+
+
 instantiate_parametrized_tests(SeedTest)
+instantiate_parametrized_tests(CaptureTest)
 instantiate_parametrized_tests(DispatchTest)
 instantiate_parametrized_tests(SwitchesTest)
 instantiate_parametrized_tests(PlainTuningTest)

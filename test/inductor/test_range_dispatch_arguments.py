@@ -589,7 +589,7 @@ class ArgumentsTest(RecordingTestCase):
 
     @on_each_device
     def test_dimension_that_may_be_empty(self, device):
-        """``x[:, 1:]`` may have no columns: dispatched or not, no guard on that, and the answer."""
+        """``x[:, 1:]`` may have no columns: it is dispatched, with no guard on that."""
         op = define_op("may_be_empty", lambda x: x * 2 + 1, schema="(Tensor x) -> Tensor")
 
         def f(x):
@@ -609,6 +609,7 @@ class ArgumentsTest(RecordingTestCase):
                 self.check(compiled, f, torch.randn(n, columns, device=device))
             self.assertEqual(counters["stats"]["unique_graphs"], 1)
         self.assertEqual([plan.rejected for plan in report.plans()], [()])
+        self.assertEqual([len(plan.chosen) for plan in report.plans()], [2])
 
     @on_each_device
     def test_producers_with_other_users(self, device):

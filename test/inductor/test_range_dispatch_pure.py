@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 from torch._inductor.kernel import custom_op, range_dispatch
-from torch._inductor.kernel.range_dispatch import config, records
+from torch._inductor.kernel.range_dispatch import config, fingerprint
 from torch._inductor.kernel.range_dispatch.candidates import CustomOpConfig
 from torch._inductor.kernel.range_dispatch.choosing import choose, Measurement, Rules
 from torch._inductor.kernel.range_dispatch.ranges import (
@@ -530,7 +530,7 @@ def described(*configs, **changes):
         "include_fallback": True,
         **changes,
     }
-    return records.describe(make_registration(op(), list(configs) or None, **given))
+    return fingerprint.describe(make_registration(op(), list(configs) or None, **given))
 
 
 def in_new_process(script, **variables):
@@ -639,11 +639,11 @@ class TestFingerprint(TestCase):
         script = textwrap.dedent(IMPLEMENTATIONS) + textwrap.dedent(
             """
             import json
-            from torch._inductor.kernel.range_dispatch import records
+            from torch._inductor.kernel.range_dispatch import fingerprint
             from torch._inductor.kernel.range_dispatch.registration import make_registration
             def described(config):
                 on = {"tensor_name": "self", "dim": 0}
-                return records.describe(make_registration(
+                return fingerprint.describe(make_registration(
                     torch.ops.aten.mul.Tensor, [config], None, None, None, on, [4], 1.0, False, True
                 ))
             print(json.dumps({name: described(config) for name, config in configs.items()}))
@@ -750,13 +750,13 @@ class TestCaches(TestCase):
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder, "range_dispatch")
             package.mkdir()
-            (package / "records.py").write_text("")
+            (package / "fingerprint.py").write_text("")
             hashes = set()
-            with mock.patch.object(records, "__file__", str(package / "records.py")):
+            with mock.patch.object(fingerprint, "__file__", str(package / "fingerprint.py")):
                 for name in ("range_dispatch/ir.py", "range_dispatch/ir.py", "custom_op.py"):
                     with open(Path(folder, name), "a") as file:
                         file.write("x = 1\n")
-                    hashes.add(records.own_source.__wrapped__())
+                    hashes.add(fingerprint.own_source.__wrapped__())
         self.assertEqual(len(hashes), 3)
 
 

@@ -18,9 +18,9 @@ call into ``torch._inductor.kernel.range_dispatch``.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +34,9 @@ from torch._inductor.kernel.range_dispatch import (
     compat,
     config,
     dispatch,
-    records,
+    fingerprint,
+    grid,
     report,
-    tuner,
 )
 from torch._inductor.kernel.range_dispatch.call import bind, BoundCall, Unsupported
 from torch._inductor.kernel.range_dispatch.candidates import (
@@ -51,6 +51,7 @@ from torch._inductor.kernel.range_dispatch.choosing import (
     RangeResult,
     Rules,
 )
+from torch._inductor.kernel.range_dispatch.grid import Measured
 from torch._inductor.kernel.range_dispatch.inputs import hinted_point, NoSuchPoint, Point, point_at
 from torch._inductor.kernel.range_dispatch.ranges import (
     DEFAULT_RANGE_UPPER_BOUND,
@@ -107,6 +108,9 @@ def register_custom_op_autotuning(
     min_speedup_threshold: float = 1.0,
     benchmark_with_cudagraphs: bool = False,
     include_fallback: bool = True,
+    check: bool | Mapping[torch.dtype, float] = True,
+    probe_sizes: Sequence[int] | None = None,
+    records: str | os.PathLike[str] | None = None,
 ) -> None:
     """Let ``torch.compile`` choose between implementations of an op by measuring them.
 
@@ -136,6 +140,17 @@ def register_custom_op_autotuning(
             are timed that way in any case; this also asks for it where Inductor's own benchmarker
             does the timing.
         include_fallback: Whether the op itself competes.
+        check: Whether what an implementation returns at a probe is compared with what the op
+            itself returns; one that returns something else is not used. A dict gives tolerances
+            by dtype: for floating dtypes relative to the element or to the root mean square of
+            the output, whichever is larger (1e-4 for float32 by default), and for integers the
+            largest difference (0 by default).
+        probe_sizes: Sizes of the dispatched dimension to measure at, strictly increasing. Each
+            counts for the range that holds it, several there count alike, and a range that holds
+            none is measured at its end.
+        records: A folder in which what was measured is kept as JSON, and looked up before
+            Inductor's cache directory, where it is kept in any case. The environment variable
+            TORCH_RANGE_DISPATCH_RECORDS names one for all registrations that name none.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -168,6 +183,9 @@ def register_custom_op_autotuning(
         min_speedup_threshold,
         benchmark_with_cudagraphs,
         include_fallback,
+        check,
+        probe_sizes,
+        records,
     )
     if registration.op in _registrations:
         log.debug("%s: registered again, replacing the earlier registration", registration.op)
@@ -185,7 +203,7 @@ def unregister_custom_op_autotuning(custom_op: CustomOpDef | OpOverload) -> None
     op = overload_of(custom_op)
     if _registrations.pop(op, None) is not None:
         compat.remove_lowering(op)
-        records.publish(_registrations.values())
+        fingerprint.publish(_registrations.values())
 
 
 @contextlib.contextmanager
@@ -327,7 +345,7 @@ def _normal_lowering(call: BoundCall) -> Any:
 def _install(registration: Registration) -> None:
     _registrations[registration.op] = registration
     compat.install_lowering(registration.op, _lowering_of(registration))
-    records.publish(_registrations.values())
+    fingerprint.publish(_registrations.values())
 
 
 def _lowering_of(registration: Registration) -> Callable[..., Any]:
@@ -383,9 +401,9 @@ def _standard_lowering_fn(
 def _tune_once(contest: _Contest) -> Candidate:
     """The winner at the sizes of the first call."""
     point = hinted_point(contest.call, sympy.Integer(0))
-    (result,) = contest.tune([Range(0, math.inf)], lambda range: point)
+    (result,) = contest.tune([Range(0, math.inf)], lambda range: [point])
     winner = contest.by_label[result.winner]
-    contest.record(None, "", [result], [(result.range, winner)])
+    report.record(contest.plan(None, "", [result], [(result.range, winner)]))
     return winner
 
 
@@ -399,14 +417,16 @@ def _range_based_lowering_fn(
     operand, dim, size = _dispatched_size(registration, call)
     ranges = _reachable_ranges(registration, size)
     contest = _prepare(registration, call, candidates)
-    upper = registration.dispatch_on.range_upper_bound  # type: ignore[union-attr]
-    results = contest.tune(ranges, lambda range: _probe(call, size, range, upper))
+    results = contest.tune(ranges, lambda range: _probes(registration, call, size, range))
     chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results])
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
-    contest.record(where, str(size), results, chosen)
+    plan = contest.plan(where, str(size), results, chosen)
     if len(chosen) == 1:
-        return contest.inline(chosen[0][1])
-    return contest.dispatch(chosen, operand, dim)
+        lowered = contest.inline(chosen[0][1])
+    else:
+        lowered = contest.dispatch(chosen, operand, dim)
+    report.record(plan)
+    return lowered
 
 
 def _dispatched_size(registration: Registration, call: BoundCall) -> tuple[int, int, sympy.Expr]:
@@ -436,10 +456,21 @@ def _reachable_ranges(registration: Registration, size: sympy.Expr) -> tuple[Ran
     return reachable(registration.ranges, low, high)
 
 
-def _probe(call: BoundCall, size: sympy.Expr, range: Range, upper_bound: int) -> Point:
+def _probes(
+    registration: Registration, call: BoundCall, size: sympy.Expr, range: Range
+) -> list[Point]:
+    """The points at which a range is measured: none where the graph knows of no size in it."""
     if size.is_Integer:
-        return hinted_point(call, size)
-    return point_at(call, size, range.probe(upper_bound), range.start, range.end)
+        return [hinted_point(call, size)]
+    points: dict[int, Point] = {}
+    for wanted in registration.probes(range):
+        try:
+            point = point_at(call, size, wanted, range.start, range.end)
+        except NoSuchPoint as reason:
+            log.info("%s %s: not measured: %s", call.op, range, reason)
+        else:
+            points.setdefault(point.size, point)
+    return list(points.values())
 
 
 def _merge(winners: Sequence[tuple[Range, Candidate]]) -> list[tuple[Range, Candidate]]:
@@ -471,7 +502,13 @@ def _prepare(
             torch._logging.warning_once(
                 log, "%s: %s is not used: %s", call.op, candidate.label, str(reason)
             )
-    bench = Bench(call, fakes, registration.input_gen_fns, registration.benchmark_with_cudagraphs)
+    bench = Bench(
+        call,
+        fakes,
+        registration.input_gen_fns,
+        registration.benchmark_with_cudagraphs,
+        registration.check,
+    )
     return _Contest(registration, call, fakes, ref, contenders, rejected, bench, started)
 
 
@@ -494,44 +531,52 @@ class _Contest:
         op = Candidate(OP_LABEL, None, {}, {}, candidates_from_configs((), True)[0].key)
         return {OP_LABEL: op} | {c.candidate.label: c.candidate for c in self.contenders}
 
-    def measure(
-        self, range: Range, probe: Callable[[], Point]
-    ) -> tuple[int | None, list[Measurement]]:
-        """The probe's size and a time for each contender; nothing where there is no contest."""
-        if len(self.contenders) < 2:
-            return None, [Measurement(c.candidate.label, 0.0) for c in self.contenders]
-        if _forced() is False:
-            return None, []
-        try:
-            point = probe()
-        except NoSuchPoint as reason:
-            log.info("%s %s: not measured: %s", self.call.op, range, reason)
-            return None, []
-        return point.size, tuner.measure(self.bench, self.contenders, point)
-
-    def tune(self, ranges: Sequence[Range], probe: Callable[[Range], Point]) -> list[RangeResult]:
-        """Measure every contender at every range's probe, and choose the winners."""
-        measured = [self.measure(r, functools.partial(probe, r)) for r in ranges]
+    def tune(
+        self, ranges: Sequence[Range], probes: Callable[[Range], Sequence[Point]]
+    ) -> list[RangeResult]:
+        """Measure every contender at every range's probes, and choose the winners."""
+        measured = self._measure([probes(range) for range in ranges])
         rules = Rules(
             op=OP_LABEL,
             threshold=self.registration.min_speedup_threshold,
             noise=config.noise,
-            force=_forced(),
+            force=_forced() if measured is not None else False,
         )
-        winners = choose([row for _, row in measured], rules)
+        found = measured or [Measured()] * len(ranges)
+        winners = choose([of_range.row for of_range in found], rules)
         results = []
-        for range, (size, row), winner in zip(ranges, measured, winners, strict=True):
+        for range, of_range, winner in zip(ranges, found, winners, strict=True):
             log.info("%s %s: %s", self.call.op, range, winner)
-            results.append(RangeResult(range, size, tuple(row), winner))
+            for measurement in of_range.out:
+                self._rule_out(measurement, range)
+            sizes = [size for size, _ in of_range.probes]
+            results.append(
+                RangeResult(range, max(sizes, default=None), of_range.row, winner, of_range.probes)
+            )
         return results
 
-    def record(
+    def _measure(self, points: Sequence[Sequence[Point]]) -> list[Measured] | None:
+        """A time for each contender; None where nothing may be measured or is on record."""
+        if len(self.contenders) < 2:
+            row = tuple(Measurement(c.candidate.label, 0.0) for c in self.contenders)
+            return [Measured((), row) for _ in points]
+        if _forced() is False:
+            return [Measured() for _ in points]
+        return grid.fill(self.registration, self.bench, self.contenders, points)
+
+    def _rule_out(self, measurement: Measurement, range: Range) -> None:
+        """Say, once, that what showed in ``range`` puts a candidate out for all ranges."""
+        label, reason = measurement.label, f"in {range}, {measurement.error}"
+        self.rejected.append((label, reason))
+        torch._logging.warning_once(log, "%s: %s is not used: %s", self.call.op, label, reason)
+
+    def plan(
         self,
         where: str | None,
         size: str,
         results: Sequence[RangeResult],
         chosen: Sequence[tuple[Range, Candidate]],
-    ) -> None:
+    ) -> report.Plan:
         plan = report.Plan(
             op=self.call.op.name(),
             dispatch_on=where,
@@ -541,8 +586,8 @@ class _Contest:
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
         )
-        report.record(plan)
         log.info("%s", plan)
+        return plan
 
     def inline(self, winner: Candidate) -> Any:
         """The winner in place of the op; None, the normal lowering, where that is the op itself."""
@@ -580,13 +625,40 @@ class _Contest:
         ]
         nested = dispatch.nested_cond(branches, operand, dim, len(self.fakes))
         symbols = dispatch.unbound_symbols(self.call)
+        size = sympy.sympify(self.call.operands[operand].get_size()[dim])
+        name = self.registration.name
         try:
             nest = trace_function(nested, [*self.fakes, *map(convert_to_symint, symbols)])
         except Rejected as reason:
+            graphs = self._graphs_without_cond([c for _, c in chosen], reason)
+            results = dispatch.inline_branches(
+                graphs, self.call.operands, name, branches, size, self.ref.outputs
+            )
+        else:
+            constants = map(V.graph.add_tensor_constant, lift_constants(nest))
+            operands = [*self.call.operands, *symbols, *constants]
+            results = dispatch.inline_dispatch(
+                nest, operands, name, branches, size, self.ref.outputs
+            )
+        return self.ref.pack(results)
+
+    def _graphs_without_cond(
+        self, winners: Sequence[Candidate], reason: Rejected
+    ) -> list[torch.fx.GraphModule]:
+        """The winners' own traces, for where ``torch.cond`` would not take them together.
+
+        It merges the outputs of its branches, and asks for a guard if a dimension might be 0 or 1
+        (the columns of ``x[:, 1:]``). Here they are known to be equal: the op's.
+        """
+        if not dispatch.flat.supported():
             raise Unsupported(
                 f"the dispatch over its ranges cannot be traced: {reason}"
             ) from reason
-        constants = map(V.graph.add_tensor_constant, lift_constants(nest))
-        operands = [*self.call.operands, *symbols, *constants]
-        name = self.registration.name
-        return self.ref.pack(dispatch.inline_dispatch(nest, operands, name, branches))
+        traced = {c.candidate.key: c.graph for c in self.contenders}
+        try:
+            return [
+                traced[w.key] if w.key in traced else trace(w, self.call, self.ref, self.fakes)
+                for w in winners
+            ]
+        except Rejected as other:
+            raise Unsupported(f"the op itself cannot be traced: {other}") from other

@@ -9,7 +9,10 @@ the assumptions hold, and another one is made for the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
@@ -83,6 +87,8 @@ def compile_for_benchmark(
             is_backward=outer.is_backward,
             name=f"benchmark_{name}",
         )
+        # In a backward graph, the inputs at these places may be overwritten; ours are shared.
+        lowering.bw_donated_idxs = None
         for symbol in world.symbols.values():
             lowering.graph_inputs[symbol.name] = symbol
             lowering.graph_input_names.append(symbol.name)
@@ -92,6 +98,43 @@ def compile_for_benchmark(
             compat.attach_config_patches(lowering.operations, config_patches)
             module = lowering.compile_to_module()
     return BenchmarkModule(module.call, tuple(world.symbols), world.assumptions())
+
+
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def compiled_together() -> Iterator[Callable[[Callable[..., Any]], None]]:
+    """Inside, a module that is compiled hands its kernels to Inductor's workers and goes on.
+
+    Yields a function that, given a module's function, waits for that module's kernels and raises
+    what went wrong with them. All are waited for at the end.
+    """
+    owner = threading.get_ident()
+    waiting: dict[int, Callable[[], None]] = {}
+
+    def finish(function: Callable[..., Any]) -> None:
+        scope = getattr(function, "__func__", function).__globals__
+        waiting.pop(id(scope), lambda: None)()
+
+    with _one_at_a_time:
+        wait = AsyncCompile.wait
+
+        def later(self: AsyncCompile, scope: dict[str, Any]) -> None:
+            if threading.get_ident() != owner:
+                wait(self, scope)
+            else:
+                waiting[id(scope)] = functools.partial(wait, self, scope)
+
+        AsyncCompile.wait = later
+        try:
+            yield finish
+        finally:
+            AsyncCompile.wait = wait
+            # Generated modules are cached: none may stay there with its kernels half made.
+            for pending in waiting.values():
+                with contextlib.suppress(Exception):
+                    pending()
 
 
 class _World:

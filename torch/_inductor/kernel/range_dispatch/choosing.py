@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch._inductor.kernel.range_dispatch.ranges import Range
 
@@ -17,13 +17,15 @@ class Measurement:
         label: The candidate.
         milliseconds: Time of one call; infinite where it could not be run.
         spread: How far the rounds differ, in milliseconds.
-        error: Why it could not be run.
+        error: Why it could not be run, or may not be used.
+        everywhere: Whether the error puts it out for all ranges, and not for this one alone.
     """
 
     label: str
     milliseconds: float
     spread: float = 0.0
     error: str | None = None
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class RangeResult:
         measurements: One for each candidate, in registration order, the op itself last; empty
             where nothing was measured.
         winner: Label of the winning candidate.
+        probes: Where several sizes were measured, each with what was measured there; then
+            ``probe`` is the largest, and ``measurements`` are the geometric means.
     """
 
     range: Range
     probe: int | None
     measurements: tuple[Measurement, ...]
     winner: str
+    probes: tuple[tuple[int, tuple[Measurement, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,39 @@ class Rules:
     threshold: float = 1.0
     noise: float = 0.0
     force: bool | None = None
+
+
+def combine(rows: Sequence[Sequence[Measurement]]) -> list[Measurement]:
+    """One row for a range of which several sizes were measured, in which each size counts alike.
+
+    A candidate's time is the geometric mean of its times; one that fails at a size fails.
+
+    >>> (combined,) = combine([[Measurement("a", 1.0)], [Measurement("a", 4.0)]])
+    >>> combined.milliseconds
+    2.0
+    """
+    measured = [row for row in rows if row]
+    if len(measured) < 2:
+        return list(measured[0]) if measured else []
+    return [_mean(column) for column in zip(*measured, strict=True)]
+
+
+def _mean(column: Sequence[Measurement]) -> Measurement:
+    failed = next((m for m in column if m.error is not None), None)
+    if failed is not None:
+        return failed
+    times = [m.milliseconds for m in column]
+    if min(times) <= 0:
+        return replace(column[0], milliseconds=0.0)
+    mean = math.exp(sum(map(math.log, times)) / len(times))
+    spread = max(m.spread / m.milliseconds for m in column) * mean
+    return Measurement(column[0].label, mean, spread)
+
+
+def rule_out(rows: Sequence[Sequence[Measurement]]) -> list[list[Measurement]]:
+    """``rows`` with what is out everywhere out in each of them, also where it was measured."""
+    out = {m.label: m for row in rows for m in row if m.everywhere}
+    return [[out.get(m.label, m) for m in row] for row in rows]
 
 
 def choose(rows: Sequence[Sequence[Measurement]], rules: Rules) -> list[str]:

@@ -33,10 +33,31 @@ tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS",
 # the measurements is larger, that counts. A range splits off from its neighbour only for more.
 noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 
+# A candidate that took more than this many times the fastest one's time in two rounds is clearly
+# out, and is not timed in the others.
+early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "3"))
+
+# Seconds that one call of a candidate may take at a probe, kernels compiled; one that takes longer
+# is out for that range. It is not interrupted: a kernel that hangs, hangs.
+time_limit_s: float = float(os.environ.get("TORCH_RANGE_DISPATCH_TIME_LIMIT_S", "10"))
+
+# Whether what was measured is kept, in memory and in files, and used again; see records.py.
+use_records: bool = os.environ.get("TORCH_RANGE_DISPATCH_USE_RECORDS", "1") == "1"
+
+# A folder for records beside Inductor's cache directory, and looked up before it.
+records_folder: str | None = os.environ.get("TORCH_RANGE_DISPATCH_RECORDS") or None
+
+# Measure anew whatever the files say, once in this process; what is measured replaces it there.
+retune: bool = os.environ.get("TORCH_RANGE_DISPATCH_RETUNE") == "1"
+
+# Never benchmark: the plan comes from the records, or else the op itself runs. Also in effect under
+# torch.use_deterministic_algorithms(True) and torch._inductor.config.deterministic.
+deterministic: bool = os.environ.get("TORCH_RANGE_DISPATCH_DETERMINISTIC") == "1"
+
 # Seed of the generated benchmark inputs. The global generators are neither read nor advanced.
 input_seed: int = 0
 
-# Not a knob: a hash of everything that is registered, set by records.publish(). It stands here so
+# Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so
 # that Inductor's compile caches, which hash config modules, see a changed registration.
 registrations: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.subgraph import inline_subgraph_to_ir_nodes
 from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch import ir as flat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
@@ -20,6 +22,8 @@ from torch._inductor.lowering import validate_ir
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 
+
+log = logging.getLogger(__name__)
 
 Traceable = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -77,23 +81,31 @@ def unbound_symbols(call: BoundCall) -> list[sympy.Symbol]:
     return [symbol for symbol in symbols_of(call) if symbol not in bound]
 
 
-def name_branches(graph: GraphModule, prefix: str, branches: Sequence[Branch]) -> list[str]:
-    """Give the nest's sub-graphs names that are unique in the graph being lowered.
+def _unused_prefix(name: str) -> str:
+    """A prefix that no sub-graph of the graph being lowered has yet.
 
     Inductor looks sub-graphs up by name, and every trace calls its own ``true_graph_0``: with two
-    dispatched ops in one graph the second would run the first one's branches. Returns the names
-    of the branches, in order.
+    dispatched ops in one graph the second would run the first one's branches.
     """
     number = 0
-    while any(name.startswith(f"{prefix}_{number}_") for name in V.graph.seen_subgraphs):
+    base = _identifier(name)
+    while any(seen.startswith(f"{base}_{number}_") for seen in V.graph.seen_subgraphs):
         number += 1
-    prefix = f"{prefix}_{number}"
-    names = []
-    level = graph
-    for branch in branches[:-1]:
+    return f"{base}_{number}"
+
+
+def _branch_names(prefix: str, branches: Sequence[Branch]) -> list[str]:
+    ends = [int(branch.range.end) for branch in branches[:-1]]
+    return [*(f"{prefix}_le_{end}" for end in ends), f"{prefix}_gt_{ends[-1]}"]
+
+
+def name_branches(nest: GraphModule, prefix: str, branches: Sequence[Branch]) -> list[str]:
+    """Name the nest's sub-graphs after their ranges; the names of the branches, in order."""
+    names = _branch_names(prefix, branches)
+    level = nest
+    for taken, branch in zip(names, branches[:-1], strict=False):
         (cond,) = level.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
-        end = int(branch.range.end)
-        taken, otherwise = f"{prefix}_le_{end}", f"{prefix}_gt_{end}"
+        otherwise = f"{prefix}_gt_{int(branch.range.end)}"
         following = getattr(level, cond.args[2].target)
         for node, name in ((cond.args[1], taken), (cond.args[2], otherwise)):
             module = getattr(level, node.target)
@@ -101,9 +113,7 @@ def name_branches(graph: GraphModule, prefix: str, branches: Sequence[Branch]) -
             setattr(level, name, module)
             node.target = name
         level.recompile()
-        names.append(taken)
         level = following
-    names.append(otherwise)
     return names
 
 
@@ -122,12 +132,84 @@ def inline(
 
 
 def inline_dispatch(
-    graph: GraphModule, operands: Sequence[Any], name: str, branches: Sequence[Branch]
+    nest: GraphModule,
+    operands: Sequence[Any],
+    name: str,
+    branches: Sequence[Branch],
+    size: sympy.Expr,
+    outputs: Sequence[torch.Tensor],
 ) -> tuple[Any, ...]:
-    """Lower the traced nest into the graph being lowered; each branch keeps its own patches."""
-    names = name_branches(graph, _identifier(name), branches)
+    """Lower the traced nest into the graph being lowered; each branch keeps its own patches.
+
+    Args:
+        nest: The trace of ``nested_cond``.
+        operands: What it takes, as realized IR nodes and symbolic integers.
+        name: What the branches are called in generated code.
+        branches: The branches, in ascending order.
+        size: The size that the predicates compare.
+        outputs: The op's own outputs, as fake tensors.
+    """
+    prefix = _unused_prefix(name)
+    names = name_branches(nest, prefix, branches)
+    if not flat.supported():
+        log.debug("%s: this wrapper does not know the flat node, torch.cond is lowered", name)
+        return _inline_conditional(nest, operands, name, branches, names)
+    return _inline_flat(_leaves(nest, names), names, operands, branches, size, outputs)
+
+
+def inline_branches(
+    graphs: Sequence[GraphModule],
+    operands: Sequence[Any],
+    name: str,
+    branches: Sequence[Branch],
+    size: sympy.Expr,
+    outputs: Sequence[torch.Tensor],
+) -> tuple[Any, ...]:
+    """As ``inline_dispatch``, from a graph for each branch instead of a nest."""
+    names = _branch_names(_unused_prefix(name), branches)
+    return _inline_flat(graphs, names, operands, branches, size, outputs)
+
+
+def _inline_flat(
+    graphs: Sequence[GraphModule],
+    names: Sequence[str],
+    operands: Sequence[Any],
+    branches: Sequence[Branch],
+    size: sympy.Expr,
+    outputs: Sequence[torch.Tensor],
+) -> tuple[Any, ...]:
+    lowered = []
+    for branch, name, graph in zip(branches, names, graphs, strict=True):
+        V.graph.seen_subgraphs[name] = ir.Subgraph(name=name, graph_module=graph)
+        end = None if branch is branches[-1] else int(branch.range.end)
+        lowered.append(flat.FlatBranch(end, name, graph, dict(branch.config_patches)))
+    fakes = [node.meta["val"] for node in graphs[0].graph.find_nodes(op="placeholder")]
+    results = flat.lower_flat(lowered, operands, fakes, size, outputs)
+    for result in results:
+        validate_ir(result)
+    return results
+
+
+def _leaves(nest: GraphModule, names: Sequence[str]) -> list[GraphModule]:
+    """The graphs of the branches, out of a nest whose sub-graphs have been named."""
+    leaves = []
+    level = nest
+    for name in names[:-1]:
+        (cond,) = level.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+        leaves.append(getattr(level, name))
+        level = getattr(level, cond.args[2].target)
+    return [*leaves, level]
+
+
+def _inline_conditional(
+    nest: GraphModule,
+    operands: Sequence[Any],
+    name: str,
+    branches: Sequence[Branch],
+    names: Sequence[str],
+) -> tuple[Any, ...]:
     before = len(V.graph.operations)
-    results = inline(graph, operands, name, {})
+    results = inline(nest, operands, name, {})
     lowered = dict(_subgraphs(V.graph.operations[before:]))
     for branch_name, branch in zip(names, branches, strict=True):
         if branch.config_patches:

@@ -1,285 +1,311 @@
-"""The fingerprint of all registrations, which is part of the keys of Inductor's compile caches.
+"""Tuning records: what was measured, kept in memory and as JSON, and found again.
 
-Without it a graph compiled for one registration is served for another, with the old
-implementations in it: neither FxGraphCache nor AOTAutogradCache knows of registrations. Both
-hash the config modules of custom backends, on every supported release, so a knob of ours among
-them carries the fingerprint in.
+A measurement is looked up in memory, then in the named folder (``records=`` of the registration,
+or the environment variable TORCH_RANGE_DISPATCH_RECORDS), then under Inductor's cache directory;
+what is found nowhere is measured, and saved in all three. There is one file for an op and a kind
+of device. An entry holds all measurements for one signature of the call, by probe and candidate,
+so that a candidate or a probe that is new is all that has to be measured.
+
+A file is JSON and nothing else: nothing in it is executed. One that is not ours, or that a newer
+version wrote, is left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
-import functools
 import hashlib
+import json
 import logging
-import sys
-import types
-import uuid
-import weakref
-from collections.abc import Iterable, Mapping
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch._inductor.codegen.common import custom_backend_codegen_configs
-from torch._inductor.kernel.range_dispatch import config
-from torch._inductor.kernel.range_dispatch.registration import Registration
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
+
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: files are still replaced in one step
+    _HAS_LOCKS = False
+else:
+    _HAS_LOCKS = True
 
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
+WRITER = "torch._inductor.kernel.range_dispatch"
+# Seconds to wait for another process that writes the same file.
+_LOCK_PATIENCE = 10.0
 
-def publish(registrations: Iterable[Registration]) -> None:
-    """Make the compile caches tell these registrations from all others."""
-    ordered = sorted(registrations, key=lambda r: str(r.op))
-    texts = {id(r): _described.get(id(r)) or (r, describe(r)) for r in ordered}
-    _described.clear()
-    _described.update(texts)
-    described = [text for _, text in texts.values()]
-    config.registrations = _hash([own_source(), *described]) if described else ""
-    # A process that registered nothing keeps stock's cache keys.
-    custom_backend_codegen_configs["range_dispatch"] = sys.modules[config.__name__]
+# Measurements by probe, then by the candidate's identity.
+Grid = dict[str, dict[str, Measurement]]
 
 
-# What is published now, so that registering one more op does not describe all others again.
-_described: dict[int, tuple[Registration, str]] = {}
+@dataclass(frozen=True)
+class Key:
+    """What the measurements of an entry have in common.
 
-
-def _hash(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-@functools.cache
-def own_source() -> str:
-    """Hash of the patch's own files: PyTorch's key covers only the files of its wheel."""
-    folder = Path(__file__).parent
-    files = sorted(folder.glob("*.py"))
-    files.append(folder.parent / "custom_op.py")
-    return _hash(file.name + file.read_text() for file in files if file.exists())
-
-
-def describe(registration: Registration) -> str:
-    """A text that changes whenever the code generated for the registration could.
-
-    Values are described by their content: functions by their code, and by what their closures,
-    defaults and globals hold; objects by their attributes and methods. What has no content to
-    go by (a large tensor, an object of an extension) is a different one in every process, and
-    what was compiled for it is compiled anew there.
+    Attributes:
+        op: The op's name.
+        device: The kind of device, as its maker calls it.
+        signature: The call and how it is measured: whatever changes a time other than the size.
+        environment: The versions that the kernels come from.
     """
-    parts = [str(registration.op), registration.name]
-    describer = _Describer()
-    for name in sorted(registration.__dataclass_fields__):
-        value = getattr(registration, name)
-        if name == "configs" and value is not None:
-            value = [(c.decomposition, c.params, c.config_patches) for c in value]
-        try:
-            parts.append(f"{name}={describer.describe(value)}")
-        except Exception:  # attributes of the user's objects may raise anything when they are read
-            log.debug("%s: %s has no description", registration.op, name, exc_info=True)
-            parts.append(f"{name}={uuid.uuid4()}")
-    return "\n".join(parts)
+
+    op: str
+    device: str
+    signature: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        """One name for the op on this kind of device.
+
+        >>> Key("lib::op.default", "NVIDIA H100 80GB", {}, {}).file_name
+        'lib_op_default.NVIDIA_H100_80GB.json'
+        """
+        return f"{_cleaned(self.op)}.{_cleaned(self.device)}.json"
+
+    @property
+    def digest(self) -> str:
+        """The entry's name in the file."""
+        text = json.dumps([self.op, self.device, self.signature, self.environment], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), torch.device)
-_NAMED = (torch.dtype, torch.layout, torch.memory_format)
-_BY_NAME = (
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-)
-# Of the classes of libraries those whose objects are what their attributes are.
-_LIBRARY_RECORDS = (torch.nn.Module, types.SimpleNamespace)
-# Numbers in a tensor that is described by its content, and values in one description.
-_SMALL_TENSOR = 1 << 16
-_MOST_VALUES = 10_000
+def _cleaned(text: str) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c == "-") else "_" for c in text)
+    while "__" in kept:
+        kept = kept.replace("__", "_")
+    return kept.strip("_")[:100]
 
 
-class _Describer:
-    """One description, in which a value that comes again is described by where it came first."""
+# By an entry's digest, and whether it was measured anew whatever the files say.
+_memory: dict[tuple[str, bool], Grid] = {}
+# What is known to be in a file already.
+_in_file: dict[tuple[Path, str], Grid] = {}
+_warned: set[Path] = set()
 
-    def __init__(self) -> None:
-        # The values are kept, so that no other one can come to have the id of one of them.
-        self._seen: dict[int, tuple[int, Any]] = {}
 
-    def describe(self, value: Any) -> str:
-        if isinstance(value, (*_PLAIN, *_NAMED)):
-            return f"{type(value).__name__}:{value!r}"
-        if type(value) is tuple:  # whether equal ones are one object is up to the interpreter
-            return f"tuple[{','.join(map(self.describe, value))}]"
-        if id(value) in self._seen:
-            return f"again:{self._seen[id(value)][0]}"
-        if len(self._seen) >= _MOST_VALUES:
-            raise RuntimeError(f"it reaches more than {_MOST_VALUES} values")
-        self._seen[id(value)] = (len(self._seen), value)
-        if isinstance(value, Mapping):
-            items = (f"{self.describe(k)}:{self.describe(v)}" for k, v in value.items())
-            return f"{type(value).__name__}{{{','.join(items)}}}"
-        if isinstance(value, (list, tuple)):
-            return f"{type(value).__name__}[{','.join(map(self.describe, value))}]"
-        if isinstance(value, (set, frozenset)):
-            return f"{type(value).__name__}{{{','.join(sorted(map(self.describe, value)))}}}"
-        if isinstance(value, enum.Enum):
-            return f"{_qualified(type(value))}.{value.name}:{self.describe(value.value)}"
-        if isinstance(value, functools.partial):
-            return f"partial:{self.describe([value.func, value.args, value.keywords])}"
-        if isinstance(value, types.MethodType):
-            return f"method:{self.describe([value.__func__, value.__self__])}"
-        if isinstance(value, (staticmethod, classmethod)):
-            return f"{type(value).__name__}:{self.describe(value.__func__)}"
-        if isinstance(value, property):
-            return f"property:{self.describe([value.fget])}"
-        if isinstance(value, types.FunctionType):
-            return self._function(value)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value)
-        if isinstance(value, CustomOpDef):
-            return f"op:{value._qualname}:{self.describe(value._init_fn)}"
-        if isinstance(value, (OpOverload, OpOverloadPacket)):
-            return f"op:{value}"
-        if isinstance(value, type):
-            return self._class(value)
-        if isinstance(value, _BY_NAME):
-            return f"{type(value).__name__}:{getattr(value, '__qualname__', value.__name__)}"
-        if isinstance(value, logging.Logger):
-            return f"logger:{value.name}"
-        return self._object(value)
+def forget() -> None:
+    """Empty the memory, as in a new process; files stay as they are."""
+    for kept in (_memory, _in_file, _warned):
+        kept.clear()
 
-    def _function(self, function: types.FunctionType) -> str:
-        code = function.__code__
-        held = [
-            [_cell(cell) for cell in function.__closure__ or ()],
-            function.__defaults__,
-            function.__kwdefaults__,
-            _globals_of(function),
-        ]
-        return f"{_qualified(function)}|{_code(code)}|{self.describe(held)}"
 
-    def _tensor(self, tensor: torch.Tensor) -> str:
-        kind = (
-            f"tensor:{type(tensor).__name__}:{tuple(tensor.shape)}:{tensor.dtype}:{tensor.device}"
-        )
-        if tensor.device.type == "cpu" and tensor.numel() <= _SMALL_TENSOR:
-            return f"{kind}:{tensor.detach().tolist()}"
-        return f"{kind}:{_address(tensor)}"
+class Records:
+    """The records of one call.
 
-    def _class(self, cls: type) -> str:
-        if _is_library(cls.__module__):
-            return f"class:{_qualified(cls)}"
-        ours = [base for base in cls.__mro__ if not _is_library(base.__module__)]
-        members = {
-            name: member
-            for base in reversed(ours)
-            for name, member in sorted(vars(base).items())
-            if name != "_abc_impl" and not (name.startswith("__") and not callable(member))
+    Args:
+        key: What the measurements have in common.
+        folders: Where files are, in the order in which they are looked up.
+        retune: Whether files are only written, and what is in memory was measured likewise.
+    """
+
+    def __init__(self, key: Key, folders: Sequence[Path], retune: bool = False) -> None:
+        self._key = key
+        self._paths = [folder / key.file_name for folder in folders]
+        self._grid = _memory.setdefault((key.digest, retune), {})
+        self._unread = [] if retune else list(self._paths)
+
+    def find(self, probe: str, candidate: str) -> Measurement | None:
+        """What was measured for ``candidate`` at ``probe``; files are read when needed."""
+        while True:
+            known = self._grid.get(probe, {}).get(candidate)
+            if known is not None or not self._unread:
+                return known
+            path = self._unread.pop(0)
+            grid = _in_file[path, self._key.digest] = _read_entry(path, self._key)
+            for at, row in grid.items():
+                mine = self._grid.setdefault(at, {})
+                mine.update({c: m for c, m in row.items() if c not in mine})
+
+    def add(self, probe: str, measured: Mapping[str, Measurement]) -> None:
+        """Remember measurements by candidate; ``save`` writes them."""
+        self._grid.setdefault(probe, {}).update(measured)
+
+    def save(self) -> None:
+        """Write what a file does not have yet; one that can't be written is warned of once."""
+        for path in self._paths if self._grid else ():
+            name = (path, self._key.digest)
+            if _in_file.get(name) == self._grid:
+                continue
+            try:
+                _merge_into(path, self._key, self._grid)
+            except OSError as error:
+                _warn_once(path, f"cannot be written: {error}")
+            _in_file[name] = {probe: dict(row) for probe, row in self._grid.items()}
+
+
+def _warn_once(path: Path, what: str) -> None:
+    if path not in _warned:
+        _warned.add(path)
+        log.warning("tuning records %s: %s", path, what)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files.
+
+
+class _NotUsable(Exception):
+    """A file that is not read; ``ours`` says whether it may be replaced."""
+
+    def __init__(self, why: str, ours: bool = False) -> None:
+        super().__init__(why)
+        self.ours = ours
+
+
+def _read_entry(path: Path, key: Key) -> Grid:
+    """The entry for ``key``; empty where there is none, or the file is not usable."""
+    try:
+        entry = _read(path)["entries"].get(key.digest)
+        return {} if entry is None else _grid_from_json(entry)
+    except FileNotFoundError:
+        return {}
+    except (_NotUsable, OSError) as error:
+        _warn_once(path, f"ignored: {error}")
+        return {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file of ours, with every entry a dict.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be read.
+        _NotUsable: It is corrupt, of another writer, or of a newer format.
+    """
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        # Only the beginning tells whose a truncated file was.
+        ours = WRITER.encode() in raw[:1000]
+        raise _NotUsable(f"it is not JSON ({error})", ours) from None
+    metadata = content.get("_metadata") if isinstance(content, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("writer") != WRITER:
+        raise _NotUsable("it is not a file of tuning records")
+    if metadata.get("format") != FORMAT:
+        shown = metadata.get("format")
+        raise _NotUsable(f"its format is {shown!r}, this version writes {FORMAT}")
+    entries = content.get("entries")
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise _NotUsable("its entries are not objects", ours=True)
+    return content
+
+
+def _grid_from_json(entry: Mapping[str, Any]) -> Grid:
+    try:
+        return {
+            str(probe): {str(c): _measurement(value) for c, value in row.items()}
+            for probe, row in entry["probes"].items()
         }
-        return f"class:{_qualified(cls)}:{self.describe(members)}"
-
-    def _object(self, value: Any) -> str:
-        cls = type(value)
-        if cls.__module__.partition(".")[0] == "triton" and hasattr(value, "fn"):
-            # A kernel holds caches, locks and the like; what it is, is in its function.
-            return f"{_qualified(cls)}:{self.describe(value.fn)}:{getattr(value, 'configs', ())!s}"
-        if callable(value) and hasattr(value, "__wrapped__"):
-            return f"{_qualified(cls)}:{self.describe(value.__wrapped__)}"
-        attributes = getattr(value, "__dict__", None)
-        plain = dataclasses.is_dataclass(value) or isinstance(value, _LIBRARY_RECORDS)
-        opaque = _is_library(cls.__module__) and not plain
-        if attributes is None or opaque:
-            return f"{_qualified(cls)}:{_address(value)}"
-        return f"object:{self.describe(cls)}:{self.describe(attributes)}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _NotUsable(f"an entry is malformed ({error!r})", ours=True) from None
 
 
-def _qualified(named: Any) -> str:
-    return f"{named.__module__}.{named.__qualname__}"
+def _measurement(value: Mapping[str, Any]) -> Measurement:
+    error, milliseconds = value.get("error"), value["milliseconds"]
+    if error is not None:
+        return Measurement(
+            str(value["label"]), math.inf, 0.0, str(error), value["everywhere"] is True
+        )
+    milliseconds, spread = float(milliseconds), float(value["spread"])
+    if not (math.isfinite(milliseconds) and milliseconds >= 0 and spread >= 0):
+        raise ValueError(f"a time of {milliseconds}")
+    return Measurement(str(value["label"]), milliseconds, spread)
 
 
-@functools.cache
-def _is_library(module: str | None) -> bool:
-    """Whether a module is Python's, PyTorch's or Triton's: their versions are in the keys."""
-    top = (module or "builtins").partition(".")[0]
-    return top in ("torch", "triton") or top in sys.stdlib_module_names
-
-
-def _globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that ``function`` reads, and what it reads of modules among them."""
-    names = _names(function.__code__)
-    found: dict[str, Any] = {}
-    for name in names:
-        value = function.__globals__.get(name)
-        if isinstance(value, types.ModuleType) and not _is_foreign(value.__name__, function):
-            found |= {f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)}
-        elif name in function.__globals__:
-            found[name] = value
+def _to_json(measurement: Measurement) -> dict[str, Any]:
+    if measurement.error is not None:
+        return {
+            "label": measurement.label,
+            "milliseconds": None,
+            "error": measurement.error,
+            "everywhere": measurement.everywhere,
+        }
     return {
-        name: _qualified(value) if _is_defined_elsewhere(value, function) else value
-        for name, value in sorted(found.items())
+        "label": measurement.label,
+        "milliseconds": measurement.milliseconds,
+        "spread": measurement.spread,
     }
 
 
-def _is_defined_elsewhere(value: Any, function: types.FunctionType) -> bool:
-    defines = (type, types.FunctionType)
-    return isinstance(value, defines) and _is_foreign(value.__module__, function)
+def _merge_into(path: Path, key: Key, grid: Grid) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        try:
+            content = _read(path)
+        except FileNotFoundError:
+            content = {"entries": {}}
+        except _NotUsable as reason:
+            if not reason.ours:
+                _warn_once(path, f"ignored and left as it is: {reason}")
+                return
+            content = {"entries": {}}
+        entry = content["entries"].get(key.digest, {})
+        try:
+            known = _grid_from_json(entry) if entry else {}
+        except _NotUsable:
+            known = {}
+        for probe, row in grid.items():
+            known.setdefault(probe, {}).update(row)
+        content["entries"][key.digest] = {
+            "signature": key.signature,
+            "environment": key.environment,
+            "probes": {
+                probe: {c: _to_json(m) for c, m in row.items()} for probe, row in known.items()
+            },
+        }
+        content["_metadata"] = {
+            "writer": WRITER,
+            "format": FORMAT,
+            "op": key.op,
+            "device": key.device,
+            **key.environment,
+        }
+        _replace(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _is_foreign(module: str, function: types.FunctionType) -> bool:
-    """Whether ``module`` is a library's, or one of another installed package than ``function``."""
-    if _is_library(module):
-        return True
-    origin = getattr(sys.modules.get(module), "__file__", None) or ""
-    installed = "site-packages" in origin or "dist-packages" in origin
-    return installed and module.partition(".")[0] != (function.__module__ or "").partition(".")[0]
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """Names of globals and attributes in ``code`` and in the functions that it defines."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= dict.fromkeys(_names(constant))
-    return list(names)
-
-
-def _cell(cell: types.CellType) -> Any:
+def _replace(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, and nothing between."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        return cell.cell_contents
-    except ValueError:
-        return None
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
-def _code(code: types.CodeType) -> str:
-    constants = ",".join(map(_constant, code.co_consts))
-    names = ",".join([*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars])
-    return f"{code.co_code.hex()}:{constants}:{names}:{code.co_flags}"
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, so that of two writers none loses what the other one adds.
+
+    Where a lock can't be had in time, the file is written without one: it stays whole.
+    """
+    if not _HAS_LOCKS:
+        yield
+        return
+    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+        _patiently(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        yield
 
 
-def _constant(value: Any) -> str:
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    if isinstance(value, frozenset):  # its order is another one in every process
-        return f"frozenset:{sorted(map(repr, value))}"
-    return f"{type(value).__name__}:{value!r}"
-
-
-_addresses: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-
-def _address(value: Any) -> str:
-    """A name for this very object; unlike its address, no other object ever has it."""
-    known = _addresses.get(id(value))
-    if known is not None and known[0]() is value:
-        return known[1]
-    name = str(uuid.uuid4())
-    with contextlib.suppress(TypeError):  # not every object can be referred to weakly
-        _addresses[id(value)] = (weakref.ref(value), name)
-    return name
+def _patiently(acquire: Callable[[], None]) -> None:
+    give_up = time.monotonic() + _LOCK_PATIENCE
+    while time.monotonic() < give_up:
+        try:
+            return acquire()
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +56,9 @@ class Registration:
         min_speedup_threshold: How many times as fast as the op a candidate must be.
         benchmark_with_cudagraphs: Whether the user asked for CUDA-graph replay.
         include_fallback: Whether the op itself competes.
+        check: Tolerances by dtype for comparing answers; None where they are not compared.
+        probe_sizes: Sizes to measure at, ascending; a range that holds none has its default.
+        records: A folder for tuning records, beside Inductor's cache directory.
     """
 
     op: OpOverload
@@ -67,6 +71,15 @@ class Registration:
     min_speedup_threshold: float
     benchmark_with_cudagraphs: bool
     include_fallback: bool
+    check: Mapping[torch.dtype, float] | None = field(default_factory=dict)
+    probe_sizes: tuple[int, ...] = ()
+    records: str | None = None
+
+    def probes(self, range: Range) -> tuple[int, ...]:
+        """The sizes at which ``range`` is measured, ascending."""
+        given = tuple(size for size in self.probe_sizes if range.contains(size))
+        upper = self.dispatch_on.range_upper_bound if self.dispatch_on is not None else 0
+        return given or (range.probe(upper),)
 
 
 def overload_of(custom_op: Any) -> OpOverload:
@@ -100,6 +113,9 @@ def make_registration(
     min_speedup_threshold: Any,
     benchmark_with_cudagraphs: Any,
     include_fallback: Any,
+    check: Any = True,
+    probe_sizes: Any = None,
+    records: Any = None,
 ) -> Registration:
     """Check all arguments of ``register_custom_op_autotuning`` and bring them into one value.
 
@@ -108,24 +124,27 @@ def make_registration(
         ValueError: An argument has a value that breaks a rule.
     """
     op = overload_of(custom_op)
-    check = _Checker(op)
+    checker = _Checker(op)
     if name is not None and not isinstance(name, str):
-        raise check.type_error("name", name, "a str or None")
-    where = check.dispatch_on(dispatch_on, split_points)
-    ranges = check.ranges(split_points, where) if where is not None else ()
+        raise checker.type_error("name", name, "a str or None")
+    where = checker.dispatch_on(dispatch_on, split_points)
+    ranges = checker.ranges(split_points, where) if where is not None else ()
     return Registration(
         op=op,
         name=name if name is not None else f"{op._name}_autotuned",
-        configs=check.configs(configs, config_generator),
+        configs=checker.configs(configs, config_generator),
         config_generator=config_generator,
-        input_gen_fns=check.input_gen_fns(input_gen_fns),
+        input_gen_fns=checker.input_gen_fns(input_gen_fns),
         dispatch_on=where,
         ranges=ranges,
-        min_speedup_threshold=check.threshold(min_speedup_threshold),
-        benchmark_with_cudagraphs=check.flag(
+        min_speedup_threshold=checker.threshold(min_speedup_threshold),
+        benchmark_with_cudagraphs=checker.flag(
             "benchmark_with_cudagraphs", benchmark_with_cudagraphs
         ),
-        include_fallback=check.flag("include_fallback", include_fallback),
+        include_fallback=checker.flag("include_fallback", include_fallback),
+        check=checker.tolerances(check),
+        probe_sizes=checker.probe_sizes(probe_sizes, where),
+        records=checker.folder("records", records),
     )
 
 
@@ -279,6 +298,42 @@ class _Checker:
         if not 0 < value < float("inf"):
             raise self.value_error("min_speedup_threshold", value, "positive and finite")
         return float(value)
+
+    def tolerances(self, value: Any) -> dict[torch.dtype, float] | None:
+        rule = "True, False, or a dict of tolerances by dtype such as {torch.float16: 0.05}"
+        if isinstance(value, bool):
+            return {} if value else None
+        if not isinstance(value, Mapping):
+            raise self.type_error("check", value, rule)
+        for dtype, allowed in value.items():
+            if not isinstance(dtype, torch.dtype):
+                raise self.type_error("check", dtype, rule)
+            if isinstance(allowed, bool) or not isinstance(allowed, (int, float)):
+                raise self.type_error(f"check[{dtype}]", allowed, "a number")
+            if not allowed >= 0:
+                raise self.value_error(f"check[{dtype}]", allowed, "0 or above")
+        return dict(value)
+
+    def probe_sizes(self, value: Any, where: DispatchOn | None) -> tuple[int, ...]:
+        if value is None:
+            return ()
+        if where is None:
+            raise self.value_error("probe_sizes", value, "None where dispatch_on is not given")
+        if not isinstance(value, (list, tuple)):
+            raise self.type_error("probe_sizes", value, "a list of ints or None")
+        for i, size in enumerate(value):
+            if not _is_int(size) or size <= 0:
+                raise self.value_error(f"probe_sizes[{i}]", size, "a positive int")
+        if any(a >= b for a, b in itertools.pairwise(value)):
+            raise self.value_error("probe_sizes", value, "sorted, strictly increasing")
+        return tuple(value)
+
+    def folder(self, argument: str, value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+            raise self.type_error(argument, value, "the path of a folder or None")
+        return os.fspath(value)
 
     def flag(self, argument: str, value: Any) -> bool:
         if not isinstance(value, bool):

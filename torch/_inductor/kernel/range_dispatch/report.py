@@ -51,7 +51,8 @@ class Plan:
         rows = [header]
         for result in self.results:
             times = {m.label: _shown_time(m) for m in result.measurements}
-            probe = "-" if result.probe is None else str(result.probe)
+            sizes: list[int | None] = [size for size, _ in result.probes] or [result.probe]
+            probe = ", ".join("-" if size is None else str(size) for size in sizes)
             cells = [times.get(label, "-") for label in labels]
             rows.append([str(result.range), probe, *cells, result.winner])
         return _aligned(rows)

@@ -1,7 +1,8 @@
-"""The grid probe x candidate: every candidate is compiled once and timed at every probe.
+"""The grid probe x candidate: every candidate is compiled once, checked and timed at every probe.
 
 A candidate is timed as Inductor would generate it, in a module of its own (see
-``benchmark_module``). On a GPU the time is the device's, on a CPU the caller's.
+``benchmark_module``). One that fails at a probe is out there, and one that does not compile or
+gives another answer than the op is out everywhere.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import functools
 import logging
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch._inductor.kernel.range_dispatch import config
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
+    compiled_together,
 )
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.candidates import Candidate
@@ -30,14 +31,18 @@ from torch._inductor.kernel.range_dispatch.inputs import (
     Point,
     real_tensors,
 )
+from torch._inductor.kernel.range_dispatch.timing import (
+    free_memory,
+    make_timer,
+    synchronize,
+    Timer,
+)
 from torch._inductor.kernel.range_dispatch.trace import first_line
-from torch._inductor.runtime.benchmarking import benchmarker
+from torch._inductor.kernel.range_dispatch.verify import Check, poisoned_allocations
 from torch.fx import GraphModule
 
 
 log = logging.getLogger(__name__)
-
-Runner = Callable[[], Any]
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Contender:
         candidate: The candidate.
         graph: Its trace over the operands of the call.
         modules: The compiled benchmark modules. The first one nearly always serves all probes.
-        broken: Why it cannot be compiled; it is out everywhere then.
+        broken: Why it is out everywhere: it does not compile, or gives another answer.
     """
 
     candidate: Candidate
@@ -69,13 +74,15 @@ class Bench:
         call: The call.
         fakes: Its operands as fake tensors.
         generators: The user's input generators by argument name.
-        cudagraphs: Whether the user asked for CUDA-graph replay of the op itself.
+        cudagraphs: Whether the user asked for Inductor's timing by CUDA-graph replay.
+        tolerances: The user's tolerances by dtype; None where answers are not to be compared.
     """
 
     call: BoundCall
     fakes: Sequence[Any]
     generators: Mapping[str, InputGenerator]
     cudagraphs: bool = False
+    tolerances: Mapping[torch.dtype, float] | None = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +92,11 @@ class Bench:
 
 
 def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list[Measurement]:
-    """Time every contender at ``point``, on the same inputs, in turn.
+    """Check and time every contender at ``point``, on the same inputs, in turn.
 
     Returns nothing where the inputs do not fit into memory: no candidate is to blame then.
     """
-    for contender in contenders:
-        _ensure_compiled(bench, contender, point)
+    _ensure_compiled(bench, contenders, point)
     log.info("%s: measuring %d candidates at size %d", bench.call.op, len(contenders), point.size)
     with real_tensors([bench.device]):
         try:
@@ -102,28 +108,39 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
                 point.size,
                 _first_line(error),
             )
+            free_memory(bench.device)
             return []
-        return _interleaved(bench, contenders, point, inputs)
+        return _Probe(bench, contenders, point, inputs).measure()
 
 
-def _ensure_compiled(bench: Bench, contender: Contender, point: Point) -> None:
-    if contender.module_at(point) is not None or contender.broken is not None:
-        return
-    log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
-    try:
-        contender.modules.append(_compile(bench, contender, point))
-    except Exception as error:
+def _ensure_compiled(bench: Bench, contenders: Sequence[Contender], point: Point) -> None:
+    """Compile what has no module for ``point`` yet: all kernels at once, then wait for them."""
+
+    def give_up(contender: Contender, error: Exception) -> None:
         contender.broken = f"it does not compile: {_first_line(error)}"
         log.info("%s: %s: %s", bench.call.op, contender.candidate.label, contender.broken)
-        log.debug("benchmark module of %s", contender.candidate.label, exc_info=True)
+        log.debug("benchmark module of %s", contender.candidate.label, exc_info=error)
+
+    missing = [c for c in contenders if c.broken is None and c.module_at(point) is None]
+    with compiled_together() as finish:
+        for contender in missing:
+            log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
+            try:
+                contender.modules.append(_compile(bench, contender, point))
+            except Exception as error:
+                give_up(contender, error)
+        for contender in missing:
+            try:
+                if contender.broken is None:
+                    finish(contender.modules[-1].function)
+            except Exception as error:
+                give_up(contender, error)
 
 
 def _compile(bench: Bench, contender: Contender, point: Point) -> BenchmarkModule:
     candidate = contender.candidate
     name = _identifier(candidate.label)
-    return compile_for_benchmark(
-        contender.graph, bench.call, point, candidate.config_patches, name
-    )
+    return compile_for_benchmark(contender.graph, bench.call, point, candidate.config_patches, name)
 
 
 def _identifier(label: str) -> str:
@@ -134,32 +151,91 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
 
 
-def _interleaved(
-    bench: Bench, contenders: Sequence[Contender], point: Point, inputs: Sequence[Any]
-) -> list[Measurement]:
-    """Rounds in which each contender is timed once, so that a drifting machine is fair to all."""
-    timers: dict[int, Callable[[], float]] = {}
-    errors: dict[int, str] = {}
-    for i, contender in enumerate(contenders):
-        module = contender.module_at(point)
-        if module is None:
-            errors[i] = contender.broken or "it has no benchmark module"
-            continue
-        try:
-            timers[i] = _timer(functools.partial(module, point, inputs), bench)
-        except Exception as error:
-            errors[i] = f"it fails at size {point.size}: {_first_line(error)}"
-    samples: dict[int, list[float]] = {i: [] for i in timers}
-    for _ in range(max(1, config.tuning_rounds)):
-        for i, timer in timers.items():
-            samples[i].append(timer())
-    summary = _gpu_summary if bench.device.type != "cpu" else _cpu_summary
-    return [
-        summary(contender.candidate.label, samples[i])
-        if i in samples
-        else Measurement(contender.candidate.label, math.inf, error=errors[i])
-        for i, contender in enumerate(contenders)
-    ]
+@dataclass
+class _Probe:
+    """One row of the grid: contenders on the same inputs.
+
+    Attributes:
+        errors: Why a contender is out here, by its index.
+    """
+
+    bench: Bench
+    contenders: Sequence[Contender]
+    point: Point
+    inputs: Sequence[Any]
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def measure(self) -> list[Measurement]:
+        check = Check(self.bench.call, self.inputs, self.bench.tolerances)
+        timers: dict[int, Timer] = {}
+        for i, contender in enumerate(self.contenders):
+            try:
+                timer = self._prepare(contender, check)
+            except Exception as error:
+                self._fails(i, error)
+                continue
+            if timer is None:
+                self.errors[i] = contender.broken or "it has no benchmark module"
+            else:
+                timers[i] = timer
+        samples = self._rounds(timers)
+        summary = _gpu_summary if self.bench.device.type != "cpu" else _cpu_summary
+        row = []
+        for i, contender in enumerate(self.contenders):
+            label = contender.candidate.label
+            if i in self.errors:
+                everywhere = contender.broken is not None
+                row.append(Measurement(label, math.inf, 0.0, self.errors[i], everywhere))
+            else:
+                row.append(summary(label, samples[i]))
+        return row
+
+    def _prepare(self, contender: Contender, check: Check) -> Timer | None:
+        """Run the contender once and check its answer; a timer for it unless it is out."""
+        module = contender.module_at(self.point)
+        if contender.broken is not None or module is None:
+            return None
+        run = functools.partial(module, self.point, self.inputs)
+        with poisoned_allocations(module.function):
+            outputs = run()
+        synchronize(self.bench.device)
+        fault = None if contender.candidate.is_op else check.fault(outputs)
+        if fault is not None:
+            contender.broken = (
+                f"it gives another answer than the op at size {self.point.size}: {fault}"
+            )
+            return None
+        del outputs
+        return make_timer(run, self.bench.device, self.bench.cudagraphs)
+
+    def _fails(self, i: int, error: Exception) -> None:
+        self.errors[i] = f"it fails at size {self.point.size}: {_first_line(error)}"
+        label = self.contenders[i].candidate.label
+        log.info("%s: %s: %s", self.bench.call.op, label, self.errors[i])
+        log.debug("%s at size %d", label, self.point.size, exc_info=error)
+        del error
+        free_memory(self.bench.device)
+
+    def _rounds(self, timers: Mapping[int, Timer]) -> dict[int, list[float]]:
+        """Rounds in which each contender is timed once: a drifting machine is fair to all.
+
+        After two rounds a contender that was clearly slower in both is not timed any more.
+        """
+        samples: dict[int, list[float]] = {i: [] for i in timers}
+        running = dict(timers)
+        for number in range(max(1, config.tuning_rounds)):
+            for i, timer in list(running.items()):
+                try:
+                    samples[i].append(timer())
+                except Exception as error:
+                    self._fails(i, error)
+                    del running[i]
+            if number >= 1 and running:
+                best = min(min(samples[i]) for i in running)
+                slow = [i for i in running if min(samples[i]) > config.early_stop * best]
+                for i in slow:
+                    del running[i]
+        return samples
 
 
 def _gpu_summary(label: str, samples: Sequence[float]) -> Measurement:
@@ -174,70 +250,3 @@ def _cpu_summary(label: str, samples: Sequence[float]) -> Measurement:
     """The smallest of the rounds' medians: what else runs on the cores only ever adds time."""
     first, *others = sorted(samples)
     return Measurement(label, first, spread=others[0] - first if others else 0.0)
-
-
-def _timer(run: Runner, bench: Bench) -> Callable[[], float]:
-    """A function that returns the milliseconds of one call of ``run``; it warms up here."""
-    run()
-    if bench.device.type == "cuda":
-        return _cuda_timer(run, bench)
-    if bench.device.type != "cpu":
-        return lambda: benchmarker.benchmark(run, device=bench.device)
-    started = time.perf_counter()
-    run()
-    once = max(time.perf_counter() - started, 1e-7)
-    calls = max(1, min(1000, int(config.tuning_budget_ms / 1e3 / once)))
-
-    def timer() -> float:
-        times = []
-        for _ in range(calls):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) * 1e3
-
-    return timer
-
-
-def _cuda_timer(run: Runner, bench: Bench) -> Callable[[], float]:
-    """Device time by replaying a CUDA graph, by Inductor's benchmarker if it can't be captured."""
-    with torch.cuda.device(bench.device):
-        try:
-            graph, calls = _capture(run)
-        except Exception as error:
-            log.debug("not captured, timed by events: %s", _first_line(error))
-            torch.cuda.synchronize()
-            return lambda: benchmarker.benchmark_gpu(run)
-
-    def timer() -> float:
-        with torch.cuda.device(bench.device):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            stop.record()
-            stop.synchronize()
-            return start.elapsed_time(stop) / calls
-
-    timer()
-    return timer
-
-
-def _capture(run: Runner) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A CUDA graph of enough calls that the launch of the graph itself does not count."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-    torch.cuda.current_stream().wait_stream(side)
-    once = max(start.elapsed_time(stop), 1e-3)
-    calls = max(1, min(100, int(config.tuning_budget_ms / once)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            run()
-    return graph, calls

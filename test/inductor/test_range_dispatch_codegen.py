@@ -1,0 +1,203 @@
+# Owner(s): ["module: inductor"]
+"""The generated dispatch: one flat chain, frees on every path, patches in their branch only."""
+
+import re
+
+from range_dispatch_common import (
+    define_op,
+    DEVICES,
+    final_code,
+    force_winners,
+    HAS_CPU,
+    HAS_GPU,
+    inductor_config,
+    OP_LABEL,
+    RangeDispatchTestCase,
+)
+
+import torch
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import dispatch
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+def note_free(x, w, step):
+    return torch.sin(x) * w + step
+
+
+def branch_lines(code: str) -> list[str]:
+    """The body of the generated call, from the first comparison with a size on."""
+    lines = code[code.index("def call(") :].splitlines()
+    first = next(i for i, line in enumerate(lines) if re.match(r"\s+if s\d+ <= ", line))
+    last = next(i for i, line in enumerate(lines) if line.lstrip().startswith("return ("))
+    return lines[first:last]
+
+
+class CodegenTest(RangeDispatchTestCase):
+    def make(self, *ends, patches=None):
+        """An op whose winner is another implementation in every range, told apart by `step`."""
+        op = define_op(
+            "stepped", lambda x, w: torch.sin(x) * w, schema="(Tensor x, Tensor w) -> Tensor"
+        )
+        steps = range(len(ends) + 1)
+        register_custom_op_autotuning(
+            op,
+            configs=[
+                CustomOpConfig(
+                    lambda x, w, step: note_free(x, w, step), patches and patches(s), step=s
+                )
+                for s in steps
+            ],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": ends[-1] + 1},
+            split_points=list(ends),
+        )
+        labels = {}
+        for step, end in zip(steps, [*ends, ends[-1] + 1], strict=True):
+            given = {"step": step, **(patches(step) or {} if patches else {})}
+            labels[end] = f"<lambda>({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        return op, labels
+
+    def inputs(self, n, device="cpu"):
+        return torch.randn(n, 6, device=device), torch.randn(6, device=device)
+
+    def expected(self, ends, x, w):
+        step = sum(x.shape[0] > end for end in ends)
+        return torch.sin(x) * w + step
+
+    @parametrize("device", DEVICES)
+    def test_one_chain_in_ascending_order(self, device):
+        ends = (3, 5, 9)
+        op, labels = self.make(*ends)
+        compiled = torch.compile(lambda x, w: op(x, w), dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4, device))
+        tests = [
+            line.strip() for line in branch_lines(code) if re.match(r"\s*(if|elif|else)\b", line)
+        ]
+        size = re.match(r"if (\w+) <=", tests[0]).group(1)
+        expected = [f"if {size} <= 3:", f"elif {size} <= 5:", f"elif {size} <= 9:", "else:"]
+        self.assertEqual(tests, expected)
+        # No function a level, and no check of sizes inside the branches.
+        self.assertEqual(re.findall(r"^def \w*_(?:le|gt)_\d+\(", code, re.MULTILINE), [])
+        self.assertNotIn("assert_size_stride", "\n".join(branch_lines(code)))
+        for n in (2, 3, 4, 5, 6, 9, 10, 100):
+            x, w = self.inputs(n, device)
+            self.assertEqual(compiled(x, w), self.expected(ends, x, w))
+
+    def test_many_branches_are_found_by_halving(self):
+        ends = tuple(range(3, 15))
+        op, labels = self.make(*ends)
+        compiled = torch.compile(lambda x, w: op(x, w), dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4))
+        tests = [line.strip() for line in branch_lines(code) if re.match(r"\s*(if|elif)\b", line)]
+        compared = [int(test.rstrip(":").split()[-1]) for test in tests]
+        # 13 branches: first the middle (8), then a chain in each half.
+        self.assertEqual(compared, [8, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14])
+        for n in range(2, 17):
+            x, w = self.inputs(n)
+            self.assertEqual(compiled(x, w), self.expected(ends, x, w))
+
+    def test_operands_are_freed_on_every_path(self):
+        op, labels = self.make(3, 5)
+        labels[6] = OP_LABEL
+
+        def f(x, w):
+            y = torch.cos(x @ x.t() @ x)  # realized, and used by the op only
+            return op(y, w) @ w
+
+        compiled = torch.compile(f, dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4))
+        bodies = re.split(
+            r"^\s+(?:if .*|elif .*|else):$", "\n".join(branch_lines(code)), flags=re.M
+        )
+        bodies = bodies[1:4]
+        (operand,) = set(re.findall(r"\bdel (buf\d+)$", bodies[0], re.MULTILINE))
+        for body in bodies[:2]:
+            self.assertEqual(len(re.findall(rf"\bdel {operand}\b", body)), 1, body)
+        last = bodies[2].split("extern_kernels")[0]
+        self.assertEqual(len(re.findall(rf"\bdel {operand}\b", last)), 1, last)
+
+    def test_an_operand_that_lives_on_is_not_freed(self):
+        op, labels = self.make(3, 5)
+
+        def f(x, w):
+            y = torch.cos(x @ x.t() @ x)
+            z = op(y, w)
+            return z @ w, y
+
+        compiled = torch.compile(f, dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            for n in (2, 3, 4, 5, 6, 20):
+                x, w = self.inputs(n)
+                z, y = compiled(x, w)
+                expected = torch.cos(x @ x.t() @ x)
+                self.assertEqual(y, expected)
+                self.assertEqual(z, self.expected((3, 5), expected, w) @ w)
+
+    def test_nothing_of_a_branch_outlives_it(self):
+        op, labels = self.make(3, 5)
+        compiled = torch.compile(lambda x, w: op(x, w) @ w, dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4))
+        body = "\n".join(branch_lines(code))
+        own = set(re.findall(r"^\s+(\w+_(?:le|gt)_\d+_buf\d+) = ", body, re.MULTILINE))
+        deleted = {
+            name for line in re.findall(r"\bdel ([\w, ]+)", body) for name in line.split(", ")
+        }
+        self.assertTrue(own)
+        self.assertEqual(own - deleted, set())
+
+    def test_names_are_unique_in_the_module(self):
+        op, labels = self.make(3, 5)
+
+        def f(x, w):
+            return op(op(x, w), w) + op(x, w)
+
+        compiled = torch.compile(f, dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4))
+        prefixes = set(re.findall(r"\b(\w+)_le_3_buf0 = ", code))
+        self.assertEqual(len(prefixes), 3)
+
+    def test_config_patches_hold_in_their_branch_only(self):
+        # The vector length is visible in CPU code; each branch asks for its own.
+        def patches(step):
+            return {1: {"cpp.simdlen": 1}}.get(step)
+
+        op, labels = self.make(3, 5, patches=patches)
+        compiled = torch.compile(lambda x, w: (op(x, w), x * 3), dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4))
+        kernels = re.split(r"^(cpp_\w+) = async_compile", code, flags=re.MULTILINE)
+        sources = dict(zip(kernels[1::2], kernels[2::2], strict=True))
+        scalar = {name for name, text in sources.items() if "at::vec::" not in text}
+        calls = {
+            m.group(2): m.group(1)
+            for m in re.finditer(r"^\s+(cpp_\w+)\(.*?_(le_3|le_5|gt_5)_buf0", code, re.MULTILINE)
+        }
+        self.assertEqual(sorted(calls), ["gt_5", "le_3", "le_5"])
+        self.assertEqual({branch for branch, name in calls.items() if name in scalar}, {"le_5"})
+
+    def test_a_wrapper_that_does_not_know_the_node_gets_torch_cond(self):
+        op, labels = self.make(3, 5)
+        compiled = torch.compile(lambda x, w: op(x, w), dynamic=True, fullgraph=True)
+        with (
+            inductor_config.patch(cpp_wrapper=True),
+            force_winners(labels),
+            self.assertLogs(dispatch.log, "DEBUG") as logs,
+        ):
+            for n in (2, 3, 4, 5, 6):
+                x, w = self.inputs(n)
+                self.assertEqual(compiled(x, w), self.expected((3, 5), x, w))
+        self.assertIn("torch.cond is lowered", "\n".join(logs.output))
+
+
+instantiate_parametrized_tests(CodegenTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU or HAS_GPU:
+        run_tests(needs="filelock")

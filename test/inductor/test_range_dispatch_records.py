@@ -1,0 +1,513 @@
+# Owner(s): ["module: inductor"]
+"""Tuning records: what is measured once is found again, in memory and in files; what is pinned."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from pathlib import Path
+from unittest import mock
+
+from range_dispatch_common import (
+    config,
+    custom_op,
+    define_op,
+    HAS_CPU,
+    inductor_config,
+    OP_LABEL,
+    RangeDispatchTestCase,
+    report,
+)
+
+import torch
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import fingerprint, records, signature, tuner
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
+from torch._inductor.kernel.range_dispatch.records import Key, Records
+from torch._inductor.test_case import TestCase
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+KEY = Key("lib::op.default", "A CPU", {"operands": []}, {"torch": "2.0"})
+ROW = {
+    "aaaa": Measurement("fast", 0.25, 0.01),
+    "bbbb": Measurement("failing", math.inf, 0.0, "it fails", everywhere=True),
+}
+
+
+class FilesTest(TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.path = self.folder / KEY.file_name
+        records.forget()
+        self.addCleanup(records.forget)
+
+    def open(self, key=KEY, folders=None, **options):
+        """As a new process would."""
+        records.forget()
+        return Records(key, folders or [self.folder], **options)
+
+    def save(self, row=ROW, probe="64", **options):
+        opened = self.open(**options)
+        opened.add(probe, row)
+        opened.save()
+
+    def found(self, opened, probe="64"):
+        return {name: opened.find(probe, name) for name in ROW}
+
+    def test_what_is_saved_is_found(self):
+        self.save()
+        self.assertEqual(self.found(self.open()), ROW)
+        self.assertIsNone(self.open().find("128", "aaaa"))
+        self.assertIsNone(self.open().find("64", "cccc"))
+
+    def test_readable_and_diffable(self):
+        self.save()
+        text = self.path.read_text()
+        content = json.loads(text)
+        self.assertEqual(self.path.name, "lib_op_default.A_CPU.json")
+        self.assertEqual(
+            content["_metadata"],
+            {
+                "writer": records.WRITER,
+                "format": 1,
+                "op": "lib::op.default",
+                "device": "A CPU",
+                "torch": "2.0",
+            },
+        )
+        (entry,) = content["entries"].values()
+        self.assertEqual(entry["signature"], {"operands": []})
+        self.assertEqual(
+            entry["probes"]["64"]["aaaa"], {"label": "fast", "milliseconds": 0.25, "spread": 0.01}
+        )
+        self.save(ROW)
+        self.assertEqual(self.path.read_text(), text)
+
+    def test_another_signature_or_environment_is_another_entry_of_the_file(self):
+        self.save()
+        for other in (
+            Key(KEY.op, KEY.device, {"operands": [1]}, KEY.environment),
+            Key(KEY.op, KEY.device, KEY.signature, {"torch": "2.1"}),
+        ):
+            self.assertIsNone(self.open(other).find("64", "aaaa"))
+            self.save(key=other)
+            self.assertEqual(self.found(self.open(other)), ROW)
+        self.assertEqual(self.found(self.open()), ROW)
+        self.assertEqual(len(list(self.folder.glob("*.json"))), 1)
+
+    def test_writers_add_to_each_other(self):
+        one, other = self.open(), None
+        one.add("64", ROW)
+        records.forget()
+        other = Records(KEY, [self.folder])
+        other.add("128", ROW)
+        one.save()
+        other.save()
+        both = self.open()
+        self.assertEqual((self.found(both), self.found(both, "128")), (ROW, ROW))
+
+    def test_many_writers_at_once_lose_nothing(self):
+        def write(i):
+            records._merge_into(self.path, KEY, {str(i): ROW})
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        opened = self.open()
+        for i in range(12):
+            self.assertEqual(self.found(opened, str(i)), ROW)
+        left = {p.name for p in self.folder.iterdir()}
+        self.assertEqual(left - {self.path.name}, {f".{self.path.name}.lock"})
+
+    def test_a_writer_that_dies_leaves_the_old_file(self):
+        self.save()
+        before = self.path.read_text()
+        dies = mock.patch.object(os, "replace", side_effect=KeyboardInterrupt)
+        with dies, self.assertRaises(KeyboardInterrupt):
+            self.save(probe="128")
+        self.assertEqual(self.path.read_text(), before)
+        self.assertEqual(list(self.folder.glob("*.tmp")), [])
+
+    def test_lookup_order_is_memory_then_folders_in_order(self):
+        named, cache = self.folder / "named", self.folder / "cache"
+
+        def row(milliseconds):
+            return {"aaaa": Measurement("a", milliseconds)}
+
+        self.save(row(2.0), folders=[cache])
+        self.save(row(1.0), folders=[named])
+        self.assertEqual(self.open(folders=[named, cache]).find("64", "aaaa").milliseconds, 1.0)
+        opened = self.open(folders=[cache, named])
+        self.assertEqual(opened.find("64", "aaaa").milliseconds, 2.0)
+        with mock.patch.object(records, "_read", side_effect=AssertionError("read")):
+            again = Records(KEY, [named])
+            self.assertEqual(again.find("64", "aaaa").milliseconds, 2.0)
+
+    def test_what_the_cache_has_goes_into_the_named_folder(self):
+        named, cache = self.folder / "named", self.folder / "cache"
+        self.save(folders=[cache])
+        opened = self.open(folders=[named, cache])
+        self.found(opened)
+        opened.save()
+        self.assertEqual(self.found(self.open(folders=[named])), ROW)
+
+    def test_retune_reads_no_file_and_replaces_what_it_measures(self):
+        self.save()
+        self.save({"cccc": Measurement("c", 3.0)})
+        opened = self.open(retune=True)
+        self.assertIsNone(opened.find("64", "aaaa"))
+        opened.add("64", {"aaaa": Measurement("fast", 9.0)})
+        opened.save()
+        again = self.open()
+        self.assertEqual(again.find("64", "aaaa").milliseconds, 9.0)
+        self.assertEqual(again.find("64", "cccc").milliseconds, 3.0)
+
+    @parametrize(
+        "what",
+        [
+            "truncated",
+            "binary",
+            "another_json",
+            "list",
+            "foreign",
+            "newer",
+            "entries",
+            "nan",
+            "type",
+        ],
+    )
+    def test_unusable_files_are_ignored_with_one_warning(self, what):
+        self.save()
+        content = json.loads(self.path.read_text())
+        ours = what in ("truncated", "entries", "nan", "type")
+        if what == "truncated":
+            text = self.path.read_text()[:-40]
+        elif what == "binary":
+            text = "\x80\x04\x95\x00"
+        elif what == "another_json":
+            text = '{"name": "package"}'
+        elif what == "list":
+            text = "[1, 2]"
+        else:
+            (entry,) = content["entries"].values()
+            if what == "foreign":
+                content["_metadata"]["writer"] = "another"
+            elif what == "newer":
+                content["_metadata"]["format"] = 2
+            elif what == "entries":
+                content["entries"] = [1]
+            elif what == "nan":
+                entry["probes"]["64"]["aaaa"]["milliseconds"] = math.nan
+            else:
+                entry["probes"]["64"]["aaaa"] = "fast"
+            text = json.dumps(content)
+        self.path.write_text(text)
+        with self.assertLogs(records.log, "WARNING") as logged:
+            opened = self.open()
+            self.assertIsNone(opened.find("64", "aaaa"))
+            opened.add("128", ROW)
+            opened.save()
+        self.assertEqual(len(logged.output), 1)
+        self.assertIn(str(self.path), logged.output[0])
+        if ours:
+            self.assertEqual(self.found(self.open(), "128"), ROW)
+        else:
+            self.assertEqual(self.path.read_text(), text)
+
+    def test_a_folder_that_cannot_be_written_is_warned_of_once(self):
+        file = self.folder / "file"
+        file.write_text("")
+        with self.assertLogs(records.log, "WARNING") as logged:
+            for _ in range(2):
+                opened = Records(KEY, [file / "below", self.folder])
+                opened.add("64", ROW)
+                opened.save()
+        self.assertEqual(len(logged.output), 1)
+        self.assertEqual(self.found(self.open()), ROW)
+
+
+def tripled(x: torch.Tensor, factor: float = 3.0) -> torch.Tensor:
+    return x * factor
+
+
+def by_sum(x, factor):
+    return x * (factor - 1) + x
+
+
+def by_half(x, factor):
+    return x * (factor / 2) * 2
+
+
+class TunedOnceTest(RangeDispatchTestCase):
+    """The records in use: what is measured is seen at the tuner."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        records.forget()
+        self.addCleanup(records.forget)
+        for patch in (
+            config.patch(use_records=True),
+            mock.patch.object(signature, "cache_dir", lambda: str(self.folder / "cache")),
+        ):
+            self.enterContext(patch)
+        self.op = define_op("tripled", tripled)
+
+    def measured(self, *functions, n=3, call=None, new_process=True, dtype=None, **options):
+        """Tune in what might be a new process: probe and labels of what the tuner measured."""
+        if new_process:
+            records.forget()
+        torch._dynamo.reset()
+        options = {
+            "dispatch_on": {"tensor_name": "x", "dim": 0, "range_upper_bound": 8},
+            "split_points": [4],
+            **options,
+        }
+        configs = [f if isinstance(f, CustomOpConfig) else CustomOpConfig(f) for f in functions]
+        register_custom_op_autotuning(self.op, configs=configs, **options)
+        calls = []
+
+        def fake(bench, contenders, point):
+            labels = [c.candidate.label for c in contenders]
+            calls.append((point.size, *labels))
+            return [Measurement(label, 2.0 if label == OP_LABEL else 1.0) for label in labels]
+
+        call = call or (lambda x: self.op(x))
+        with mock.patch.object(tuner, "measure", fake):
+            x = torch.randn(n, 6, dtype=dtype)
+            self.check(torch.compile(call, dynamic=True), call, x)
+        return calls
+
+    def test_a_warm_process_measures_nothing_even_in_another_graph(self):
+        first = self.measured(by_sum)
+        self.assertEqual(first, [(4, "by_sum", OP_LABEL), (8, "by_sum", OP_LABEL)])
+        self.assertEqual(self.measured(by_sum), [])
+        another = lambda x: torch.cat([self.op(x.relu()), x]) + 1  # noqa: E731
+        self.assertEqual(self.measured(by_sum, call=another, n=7), [])
+        plans = [plan.chosen for plan in report.plans()]
+        self.assertEqual(plans[0], plans[2])
+
+    def test_memory_serves_a_second_compile_without_files(self):
+        self.measured(by_sum)
+        with mock.patch.object(records, "_read", side_effect=AssertionError("read")):
+            self.assertEqual(self.measured(by_sum, new_process=False), [])
+
+    def test_what_is_new_is_measured_alone(self):
+        self.measured(by_sum)
+        self.assertEqual(self.measured(by_sum, by_half), [(4, "by_half"), (8, "by_half")])
+        changed = CustomOpConfig(lambda x, factor: x * (factor - 2) + 2 * x)
+        self.assertEqual(self.measured(changed, by_sum), [(4, "<lambda>"), (8, "<lambda>")])
+        self.assertEqual(self.measured(by_sum, split_points=[4, 6]), [(6, "by_sum", OP_LABEL)])
+        self.assertEqual(
+            self.measured(CustomOpConfig(by_sum, factor=3.0)),
+            [(4, "by_sum(factor=3.0)"), (8, "by_sum(factor=3.0)")],
+        )
+        patched = CustomOpConfig(by_sum, config_patches={"max_autotune": False})
+        self.assertEqual(len(self.measured(patched)), 2)
+
+    def test_the_signature_is_part_of_the_key(self):
+        self.measured(by_sum)
+        self.assertEqual(len(self.measured(by_sum, dtype=torch.float64)), 2)
+        self.assertEqual(len(self.measured(by_sum, call=lambda x: self.op(x, 2.0))), 2)
+        transposed = self.measured(by_sum, call=lambda x: self.op(x.t().contiguous().t()))
+        self.assertEqual(len(transposed), 2)
+        self.assertEqual(len(self.measured(by_sum, check=False)), 2)
+        with inductor_config.patch(max_autotune=not inductor_config.max_autotune):
+            self.assertEqual(len(self.measured(by_sum)), 2)
+
+    def test_the_named_folder(self):
+        named = self.folder / "named"
+        self.measured(by_sum, records=named)
+        (file,) = named.glob("*.json")
+        self.assertEqual(len(list((self.folder / "cache").rglob("*.json"))), 1)
+        file.rename(file.with_suffix(".away"))
+        self.assertEqual(self.measured(by_sum, records=named), [])
+        self.assertTrue(file.exists())
+        with (
+            config.patch(records_folder=str(named)),
+            mock.patch.object(signature, "cache_dir", lambda: str(self.folder / "other")),
+        ):
+            self.assertEqual(self.measured(by_sum), [])
+
+    def test_plain_tuning_is_recorded_by_its_sizes(self):
+        plain = {"dispatch_on": None, "split_points": None}
+        self.assertEqual(len(self.measured(by_sum, **plain)), 1)
+        self.assertEqual(self.measured(by_sum, **plain), [])
+        self.assertEqual(len(self.measured(by_sum, n=5, **plain)), 1)
+
+    def test_retune(self):
+        self.measured(by_sum)
+        with config.patch(retune=True):
+            self.assertEqual(len(self.measured(by_sum)), 2)
+            self.assertEqual(self.measured(by_sum, new_process=False), [])
+
+    def test_retuning_misses_the_compile_caches(self):
+        hashes = set()
+        with config.patch(retune=True):
+            for _ in range(2):
+                self.measured(by_sum)
+                hashes.add(config.registrations)
+        self.assertEqual(len(hashes), 2)
+
+    def test_records_can_be_turned_off(self):
+        with config.patch(use_records=False):
+            for _ in range(2):
+                self.assertEqual(len(self.measured(by_sum, new_process=False)), 2)
+        self.assertEqual(list(self.folder.rglob("*.json")), [])
+
+    def test_a_wrong_candidate_stays_out(self):
+        def wrong(x, factor):
+            return x * factor + 1
+
+        options = {"split_points": [4], "dispatch_on": {"tensor_name": "x", "dim": 0}}
+        register_custom_op_autotuning(self.op, configs=[CustomOpConfig(wrong)], **options)
+        for _ in range(2):
+            torch._dynamo.reset()
+            records.forget()
+            x = torch.randn(3, 6)
+            self.check(torch.compile(lambda x: self.op(x), dynamic=True), self.op, x)
+            self.assertEqual([label for label, _ in report.plans()[-1].rejected], ["wrong"])
+
+    @parametrize("switch", ["knob", "algorithms", "inductor"])
+    def test_deterministic_mode_never_benchmarks(self, switch):
+        def pinned():
+            if switch == "knob":
+                return config.patch(deterministic=True)
+            if switch == "inductor":
+                return inductor_config.patch(deterministic=True)
+            before = torch.are_deterministic_algorithms_enabled()
+            torch.use_deterministic_algorithms(True)
+            self.addCleanup(torch.use_deterministic_algorithms, before)
+            return mock.patch.object(self, "folder", self.folder)
+
+        with pinned():
+            self.assertEqual(self.measured(by_sum), [])
+            self.assertEqual([c for _, c in report.plans()[-1].chosen], [OP_LABEL])
+        torch.use_deterministic_algorithms(False)
+        self.assertEqual(len(self.measured(by_sum)), 2)
+        # Dynamo turns Inductor's flag off again after a frame that it compiled.
+        for functions, winner in (((by_sum,), "by_sum"), ((by_sum, by_half), OP_LABEL)):
+            with pinned(), config.patch(retune=True):
+                self.assertEqual(self.measured(*functions), [])
+            self.assertEqual([c for _, c in report.plans()[-1].chosen], [winner])
+
+
+PROGRAM = """
+    import json
+    from unittest import mock
+    import torch
+    from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+    from torch._inductor.kernel.range_dispatch import report, tuner
+    from torch._inductor import config
+
+    @torch.library.custom_op("range_dispatch_records::op", mutates_args=())
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+    op.register_fake(torch.empty_like)
+
+    K = 1
+
+    def by_sum(x):
+        return x * 2 + x * K
+
+    def by_half(x):
+        return x * 1.5 * 2
+
+    register_custom_op_autotuning(
+        op,
+        configs=[CustomOpConfig(by_sum), CustomOpConfig(by_half, {"max_autotune": False})],
+        dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 8},
+        split_points=[4],
+    )
+    real, calls = tuner.measure, []
+    def measure(bench, contenders, point):
+        calls.append([c.candidate.label for c in contenders])
+        return real(bench, contenders, point)
+    tuner.measure = measure
+    with config.patch(fx_graph_cache=False):
+        out = torch.compile(GRAPH, dynamic=True)(torch.ones(3, 2))
+    print(json.dumps([calls, [label for _, label in report.plans()[-1].chosen]]))
+"""
+
+
+class ProcessesTest(TestCase):
+    def test_a_new_process_benchmarks_only_what_is_new(self):
+        with tempfile.TemporaryDirectory() as folder:
+
+            def run(graph="lambda x: op(x)", k="1", **environment):
+                program = textwrap.dedent(PROGRAM).replace("GRAPH", graph)
+                program = program.replace("K = 1", f"K = {k}")
+                environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, **environment}
+                done = subprocess.run(
+                    [sys.executable, "-c", program],
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                )
+                self.assertEqual(done.returncode, 0, done.stderr)
+                return json.loads(done.stdout.splitlines()[-1])
+
+            labels = ["by_sum", "by_half(max_autotune=False)", OP_LABEL]
+            calls, chosen = run()
+            self.assertEqual(calls, [labels, labels])
+            self.assertEqual(run("lambda x: (op(x + 1).sin(), x)"), [[], chosen])
+            self.assertEqual(run(k="0.5 + 0.5")[0], [["by_sum"], ["by_sum"]])
+            calls, _ = run(TORCH_RANGE_DISPATCH_RETUNE="1")
+            self.assertEqual(calls, [labels, labels])
+            elsewhere = str(Path(folder, "named"))
+            self.assertEqual(run(TORCH_RANGE_DISPATCH_RECORDS=elsewhere)[0], [])
+            (file,) = Path(elsewhere).glob("range_dispatch_records_op.*.json")
+            metadata = json.loads(file.read_text())["_metadata"]
+            self.assertEqual(metadata["torch"], torch.__version__)
+            wanted = {"writer", "format", "op", "device", "capability", "torch", "triton", "cuda"}
+            self.assertEqual(set(metadata), wanted | {"patch"})
+
+
+class IdentityTest(TestCase):
+    def test_of_the_op_itself_follows_its_definition(self):
+        def identity(function):
+            op = torch.library.custom_op("range_dispatch_test::identity", function, mutates_args=())
+            op.register_fake(torch.empty_like)
+            candidate = custom_op.Candidate(OP_LABEL, None, {}, {}, ())
+            call = mock.Mock(op=torch.ops.range_dispatch_test.identity.default)
+            return signature.candidate_identity(candidate, call)
+
+        def one(x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+        def other(x: torch.Tensor) -> torch.Tensor:
+            return x + 2
+
+        self.assertEqual(identity(one), identity(one))
+        self.assertNotEqual(identity(one), identity(other))
+
+    def test_what_has_no_description_is_another_each_time(self):
+        class Odd:
+            @property
+            def __dict__(self):
+                raise RuntimeError("no")
+
+        odd = Odd()
+        self.assertNotEqual(fingerprint.identity(odd), fingerprint.identity(odd))
+
+
+instantiate_parametrized_tests(FilesTest)
+instantiate_parametrized_tests(TunedOnceTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU:
+        run_tests(needs="filelock")

@@ -1,0 +1,441 @@
+# Owner(s): ["module: inductor"]
+"""The tuning engine: right answers only, faults, the grid's probes, early stop, timing."""
+
+import math
+import time
+from unittest import mock
+
+from range_dispatch_common import (
+    config,
+    custom_op,
+    define_op,
+    DEVICES,
+    force_winners,
+    HAS_CPU,
+    HAS_GPU,
+    OP_LABEL,
+    RangeDispatchTestCase,
+    report,
+)
+
+import torch
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.kernel.custom_op import (
+    custom_op_autotuning,
+    CustomOpConfig,
+    register_custom_op_autotuning,
+)
+from torch._inductor.kernel.range_dispatch import benchmark_module, timing, tuner, verify
+from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
+from torch._inductor.test_case import TestCase
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+WRONG_FROM = 6  # rows
+SLOW_S = 0.05
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x.double().mul(2).to(x.dtype)
+
+
+def right(x):
+    return x + x
+
+
+def reordered(x):
+    return x * 3.0 - x
+
+
+def wrong(x):
+    return x + x + (x > 1.5) * 0.01
+
+
+def undefined(x):
+    return (x - x[0]) / (x - x[0]) * (x + x)
+
+
+def raising(x):
+    return torch.ops.range_dispatch_tuning.raises(x)
+
+
+def slow(x):
+    return torch.ops.range_dispatch_tuning.sleeps(x)
+
+
+def fallible(name, function):
+    op = torch.library.custom_op(f"range_dispatch_tuning::{name}", function, mutates_args=())
+    op.register_fake(torch.empty_like)
+    return op
+
+
+def _half_written(x: torch.Tensor) -> torch.Tensor:
+    out = x + x
+    out[: len(x) // 2] = out[len(x) // 2 :][: len(x) // 2]
+    return out
+
+
+def _raises(x: torch.Tensor) -> torch.Tensor:
+    if len(x) > WRONG_FROM:
+        raise torch.OutOfMemoryError("no memory for this size")
+    return x + x
+
+
+def _sleeps(x: torch.Tensor) -> torch.Tensor:
+    time.sleep(SLOW_S)
+    return x + x
+
+
+_half = fallible("half_written", _half_written)
+_raise = fallible("raises", _raises)
+_sleep = fallible("sleeps", _sleeps)
+
+
+class TuningTestCase(RangeDispatchTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.op = define_op("doubled", doubled)
+        torch._logging.warning_once.cache_clear()
+
+    def tune(self, *functions, n=3, device="cpu", split_points=(4,), top=8, **options):
+        """Compile a call of the op and run it at each range; the plan."""
+        register_custom_op_autotuning(
+            self.op,
+            configs=[f if isinstance(f, CustomOpConfig) else CustomOpConfig(f) for f in functions],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": top},
+            split_points=list(split_points),
+            **options,
+        )
+        compiled = torch.compile(lambda x: self.op(x), dynamic=True, fullgraph=True)
+        for size in (n, 5, 20):
+            x = torch.randn(size, 6, device=device)
+            self.check(compiled, self.op, x)
+        return report.plans()[-1]
+
+    def errors(self, plan):
+        """By candidate what is wrong with it in each range."""
+        return {
+            label: [
+                next((m.error or "" for m in r.measurements if m.label == label), None)
+                for r in plan.results
+            ]
+            for label in {m.label for r in plan.results for m in r.measurements}
+        }
+
+
+class RightAnswersTest(TuningTestCase):
+    @parametrize("device", DEVICES)
+    def test_a_wrong_answer_is_out_everywhere_with_one_warning(self, device):
+        with self.assertLogs(custom_op.log, "WARNING") as logged:
+            plan = self.tune(wrong, right, device=device)
+        (message,) = logged.output
+        self.assertRegex(
+            message,
+            r"doubled.* wrong is not used: in \[0, 4\], it gives another answer than the op at "
+            r"size 4: output 0 .*largest absolute error 0.01, largest relative error 0.00",
+        )
+        self.assertTrue(all(self.errors(plan)["wrong"]))
+        self.assertNotIn("wrong", [label for _, label in plan.chosen])
+        self.assertEqual(self.errors(plan)["right"], ["", ""])
+        self.assertEqual([label for label, _ in plan.rejected], ["wrong"])
+
+    def test_wrong_at_one_probe_is_out_at_all(self):
+        def sometimes(x):
+            return torch.ops.range_dispatch_tuning.sometimes(x)
+
+        _kept = fallible("sometimes", lambda_with_types(lambda x: x * (2 if len(x) < 6 else 3)))
+        plan = self.tune(sometimes)
+        self.assertRegex(self.errors(plan)["sometimes"][0], "another answer than the op at size 8")
+        self.assertRegex(
+            plan.rejected[0][1], r"in \[5, inf\], it gives another answer than the op at size 8"
+        )
+        self.assertEqual([label for _, label in plan.chosen], [OP_LABEL])
+
+    def test_nan_where_the_op_has_none(self):
+        plan = self.tune(undefined)
+        self.assertRegex(plan.rejected[0][1], "absolute error nan")
+
+    def test_within_the_tolerance(self):
+        plan = self.tune(reordered)
+        self.assertEqual(self.errors(plan)["reordered"], ["", ""])
+
+    def test_the_op_is_run_to_compare_even_if_it_does_not_compete(self):
+        plan = self.tune(wrong, right, include_fallback=False)
+        self.assertEqual([label for label, _ in plan.rejected], ["wrong"])
+        self.assertEqual([label for _, label in plan.chosen], ["right"])
+
+    def test_nothing_left_is_the_op_itself(self):
+        def wrong_too(x):
+            return x * 2.5
+
+        plan = self.tune(wrong, wrong_too, include_fallback=False)
+        self.assertEqual([label for _, label in plan.chosen], [OP_LABEL])
+
+    def test_tolerances_of_the_registration(self):
+        for check, out in ((True, True), (False, False), ({torch.float32: 0.1}, False)):
+            with custom_op_autotuning(
+                self.op, configs=[CustomOpConfig(wrong)], check=check, name=f"check_{out}"
+            ):
+                torch._dynamo.reset()
+                torch.compile(lambda x: self.op(x))(torch.randn(8, 6))
+            (result,) = report.plans()[-1].results
+            self.assertEqual(result.measurements[0].error is not None, out)
+
+    def test_an_op_that_draws_random_numbers_is_not_compared(self):
+        def noisy(x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand_like(x)
+
+        op = define_op("noisy", noisy)
+        register_custom_op_autotuning(op, configs=[CustomOpConfig(lambda x: x + 0.5)])
+        torch.compile(lambda x: op(x))(torch.randn(8, 6))
+        (result,) = report.plans()[0].results
+        self.assertIsNone(result.measurements[0].error)
+
+    @parametrize("device", DEVICES)
+    def test_an_unwritten_element_shows(self, device):
+        x = torch.arange(4.0, device=device)
+        scope = {"empty_strided_cpu": lambda *args: x.clone(), "torch": torch}
+        exec("def call():\n    return empty_strided_cpu()", scope)
+        with verify.poisoned_allocations(scope["call"]):
+            self.assertTrue(scope["call"]().isnan().all())
+        self.assertEqual(scope["call"](), x)
+
+    def test_generated_modules_allocate_poison(self):
+        seen = []
+
+        def noting(tensor):
+            seen.append(tuple(tensor.shape))
+            return verify_poison(tensor)
+
+        verify_poison = verify.poison
+        with mock.patch.object(verify, "poison", noting):
+            self.tune(right)
+        self.assertEqual(set(seen), {(4, 6), (8, 6)})
+
+    @parametrize("dtype", [torch.int32, torch.bool, torch.uint8])
+    def test_poisoned_integers(self, dtype):
+        self.assertTrue((verify.poison(torch.zeros(3, dtype=dtype)) != 0).all())
+
+
+def lambda_with_types(function):
+    def typed(x: torch.Tensor) -> torch.Tensor:
+        return function(x)
+
+    return typed
+
+
+class CompareTest(TestCase):
+    def mismatch(self, ours, theirs, **tolerances):
+        given = {getattr(torch, name): value for name, value in tolerances.items()}
+        return verify.find_mismatch([ours], [theirs], given)
+
+    @parametrize(
+        "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+    )
+    def test_tolerance_is_relative_to_the_element_or_the_rms(self, dtype):
+        theirs = torch.tensor([1000.0, -1000.0, 1000.0, 0.0]).to(dtype)
+        limit = verify.tolerance(dtype, {})
+        for factor, fits in ((0.5, True), (2.0, False)):
+            ours = theirs.clone()
+            ours[3] = factor * limit * 1000.0 * math.sqrt(3 / 4)
+            self.assertEqual(self.mismatch(ours, theirs) is None, fits)
+
+    def test_small_outputs_are_compared_at_their_scale(self):
+        theirs = torch.full((4,), 1e-6)
+        self.assertIsNotNone(self.mismatch(torch.zeros(4), theirs))
+        self.assertIsNone(self.mismatch(theirs * (1 + 1e-5), theirs))
+
+    def test_integers_are_exact_unless_the_user_says_otherwise(self):
+        theirs = torch.tensor([1, 2**53], dtype=torch.int64)
+        self.assertIsNotNone(self.mismatch(theirs + 1, theirs))
+        self.assertIsNone(self.mismatch(theirs - 1, theirs, int64=1))
+        mask = torch.tensor([True, False])
+        self.assertIsNotNone(self.mismatch(~mask, mask))
+        self.assertIsNone(self.mismatch(mask, mask))
+
+    def test_nan_and_infinity(self):
+        nan, inf = math.nan, math.inf
+        theirs = torch.tensor([nan, inf, -inf, 1.0])
+        self.assertIsNone(self.mismatch(theirs.clone(), theirs))
+        for i, value in ((0, 1.0), (1, 1.0), (1, -inf), (3, nan), (3, inf)):
+            ours = theirs.clone()
+            ours[i] = value
+            self.assertIsNotNone(self.mismatch(ours, theirs), f"{value} at {i}")
+
+    def test_other_layouts_and_empty(self):
+        theirs = torch.randn(3, 4).t()
+        self.assertIsNone(self.mismatch(theirs.contiguous(), theirs))
+        self.assertIsNone(self.mismatch(torch.empty(0), torch.empty(0)))
+
+    def test_pieces(self):
+        theirs = torch.randn(100)
+        ours = theirs.clone()
+        ours[70] += 1.0
+        with mock.patch.object(verify, "_CHUNK", 16):
+            found = self.mismatch(ours, theirs)
+        self.assertEqual(round(found.absolute, 3), 1.0)
+
+    def test_eight_bit_floats(self):
+        theirs = torch.randn(64).to(torch.float8_e4m3fn)
+        self.assertIsNone(self.mismatch(theirs.clone(), theirs))
+        self.assertIsNotNone(self.mismatch((-theirs.float()).to(theirs.dtype), theirs))
+
+
+class FaultsTest(TuningTestCase):
+    def test_out_for_the_range_in_which_it_fails(self):
+        plan = self.tune(raising, right)
+        first, second = self.errors(plan)["raising"]
+        self.assertEqual(first, "")
+        self.assertRegex(second, "fails at size 8: OutOfMemoryError: no memory for this size")
+        self.assertEqual(plan.rejected, ())
+        self.assertIn("failed", str(plan))
+
+    def test_the_time_limit(self):
+        with config.patch(time_limit_s=SLOW_S / 2):
+            plan = self.tune(slow, right)
+        for error in self.errors(plan)["slow"]:
+            self.assertRegex(error, "OverTimeLimit: one call takes .* the limit is 0.025 s")
+
+    def test_what_does_not_compile_is_out_everywhere(self):
+        real = tuner.compile_for_benchmark
+
+        def failing(graph, call, point, patches, name):
+            if name == "right":
+                raise RuntimeError("no such instruction")
+            return real(graph, call, point, patches, name)
+
+        with mock.patch.object(tuner, "compile_for_benchmark", failing):
+            plan = self.tune(right, reordered)
+        for error in self.errors(plan)["right"]:
+            self.assertRegex(error, "does not compile: RuntimeError: no such instruction")
+        self.assertEqual(self.errors(plan)["reordered"], ["", ""])
+
+    def test_clearly_slower_is_timed_in_two_rounds(self):
+        calls = {}
+        real = tuner.make_timer
+
+        def counting(run, device, cudagraphs):
+            label = f"timer {len(calls)}"
+            calls[label] = 0
+            times = iter([[1.0, 1.0, 1.0, 1.0], [50.0, 1.0, 1.0, 1.0], [4.0, 4.0]][len(calls) - 1])
+            real(run, device, cudagraphs)
+
+            def timer():
+                calls[label] += 1
+                return next(times)
+
+            return timer
+
+        register_custom_op_autotuning(
+            self.op, configs=[CustomOpConfig(right), CustomOpConfig(reordered)]
+        )
+        with (
+            mock.patch.object(tuner, "make_timer", counting),
+            config.patch(tuning_rounds=4, early_stop=3.0),
+        ):
+            torch.compile(lambda x: self.op(x))(torch.randn(8, 6))
+        self.assertEqual(list(calls.values()), [4, 4, 2])
+
+
+class ProbesTest(TuningTestCase):
+    def test_several_probes_a_range(self):
+        with force_winners(lambda n: "right" if n > 4 else OP_LABEL) as probes:
+            plan = self.tune(right, probe_sizes=[2, 3, 6, 12])
+        self.assertEqual(probes, [2, 3, 6, 12])
+        self.assertEqual([r.probe for r in plan.results], [3, 12])
+        self.assertEqual([[n for n, _ in r.probes] for r in plan.results], [[2, 3], [6, 12]])
+        self.assertIn("6, 12", str(plan))
+
+    def test_a_range_without_a_probe_size_has_its_default(self):
+        with force_winners(lambda n: OP_LABEL) as probes:
+            self.tune(right, probe_sizes=[2])
+        self.assertEqual(probes, [2, 8])
+
+    def test_each_probe_counts_alike(self):
+        rows = [
+            [Measurement("a", 1.0, 0.1), Measurement("b", 3.0)],
+            [],
+            [Measurement("a", 100.0), Measurement("b", math.inf, error="it fails")],
+        ]
+        a, b = combine(rows)
+        self.assertEqual((a.milliseconds, a.spread), (10.0, 1.0))
+        self.assertEqual(b.error, "it fails")
+
+    def test_out_everywhere(self):
+        out = Measurement("a", math.inf, 0.0, "wrong", everywhere=True)
+        (first, second) = rule_out([[Measurement("a", 1.0), Measurement("b", 2.0)], [out]])
+        self.assertEqual(first, [out, Measurement("b", 2.0)])
+        self.assertEqual(second, [out])
+
+    @parametrize("argument", ["check", "probe_sizes", "records"])
+    def test_arguments_are_checked(self, argument):
+        bad = {
+            "check": [None, 1, {"float32": 1.0}, {torch.float32: "x"}, {torch.float32: -1}],
+            "probe_sizes": [3, [0], ["x"], [2, 2], [True]],
+            "records": [3, b"folder"],
+        }[argument]
+        for value in bad:
+            with self.assertRaisesRegex((TypeError, ValueError), f"doubled.*{argument}"):
+                self.tune(right, **{argument: value})
+        with self.assertRaisesRegex(ValueError, "probe_sizes must be None where dispatch_on"):
+            register_custom_op_autotuning(self.op, configs=[CustomOpConfig(right)], probe_sizes=[1])
+
+
+class TimingTest(TuningTestCase):
+    def test_at_least_three_timed_calls_whatever_the_budget(self):
+        ran = []
+        with config.patch(tuning_budget_ms=0.0):
+            timer = timing.make_timer(lambda: ran.append(1), torch.device("cpu"))
+        before = len(ran)
+        timer()
+        self.assertEqual(len(ran) - before, 3)
+
+    def test_the_thread_count_stays(self):
+        threads = torch.get_num_threads()
+        seen = []
+
+        def run():
+            seen.append(torch.get_num_threads())
+            torch.set_num_threads(threads + 1)
+
+        try:
+            timer = timing.make_timer(lambda: None, torch.device("cpu"))
+            timing._cpu_timer(run, 1.0)
+            torch.set_num_threads(threads + 1)
+            timer()
+            self.assertEqual(torch.get_num_threads(), threads)
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_all_kernels_are_under_way_before_the_first_is_waited_for(self):
+        events = []
+        generate, wait = benchmark_module.GraphLowering.compile_to_module, AsyncCompile.wait
+
+        def generating(graph):
+            events.append("generated")
+            return generate(graph)
+
+        def waiting(self, scope):
+            events.append("waited")
+            return wait(self, scope)
+
+        with (
+            mock.patch.object(benchmark_module.GraphLowering, "compile_to_module", generating),
+            mock.patch.object(AsyncCompile, "wait", waiting),
+        ):
+            self.tune(lambda x: x * 1.25 + x * 0.75, lambda x: x * 1.125 + x * 0.875)
+        self.assertEqual(events[:3], ["generated"] * 3)
+        self.assertIs(AsyncCompile.wait, wait)
+
+
+instantiate_parametrized_tests(RightAnswersTest)
+instantiate_parametrized_tests(CompareTest)
+instantiate_parametrized_tests(FaultsTest)
+instantiate_parametrized_tests(ProbesTest)
+instantiate_parametrized_tests(TimingTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU or HAS_GPU:
+        run_tests(needs="filelock")

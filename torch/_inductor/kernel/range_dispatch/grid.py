@@ -1,0 +1,138 @@
+"""The grid of one call, range x candidate: from the records where they have it, else measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch._inductor import config as inductor_config
+from torch._inductor.kernel.range_dispatch import config, signature, tuner
+from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
+from torch._inductor.kernel.range_dispatch.inputs import Point
+from torch._inductor.kernel.range_dispatch.records import Records
+from torch._inductor.kernel.range_dispatch.registration import Registration
+from torch._inductor.kernel.range_dispatch.tuner import Bench, Contender
+
+
+log = logging.getLogger(__name__)
+
+Row = list[Measurement]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one range.
+
+    Attributes:
+        probes: The sizes, ascending, each with a row of measurements.
+        row: The rows in one, a measurement for each candidate; empty where there is none.
+        out: The candidates that showed here that they are out for all ranges.
+    """
+
+    probes: tuple[tuple[int, tuple[Measurement, ...]], ...] = ()
+    row: tuple[Measurement, ...] = ()
+    out: tuple[Measurement, ...] = ()
+
+
+def pinned() -> bool:
+    """Whether nothing may be measured, since the same program must always run the same kernels."""
+    return (
+        config.deterministic
+        or torch.are_deterministic_algorithms_enabled()
+        or bool(getattr(inductor_config, "deterministic", False))
+    )
+
+
+def fill(
+    registration: Registration,
+    bench: Bench,
+    contenders: Sequence[Contender],
+    points: Sequence[Sequence[Point]],
+) -> list[Measured] | None:
+    """Measurements of all contenders, in their order, at each point of each range.
+
+    Returns None where something would have to be measured and must not be. A row is empty where
+    nothing could be measured.
+    """
+    known = _Known(registration, bench, contenders)
+    if pinned():
+        if any(found is None for at in points for point in at for found in known.row(point)):
+            log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
+            return None
+    measured = [[_measured(known, bench, contenders, point) for point in at] for at in points]
+    known.save()
+    allowed = iter(rule_out([row for rows in measured for row in rows]))
+    out: dict[str, Measurement] = {}
+    result = []
+    for at, raw in zip(points, measured, strict=True):
+        here = {m.label: m for row in raw for m in row if m.everywhere and m.label not in out}
+        out |= here
+        rows = [next(allowed) for _ in at]
+        probes = tuple((point.size, tuple(row)) for point, row in zip(at, rows, strict=True))
+        result.append(Measured(probes, tuple(combine(rows)), tuple(here.values())))
+    return result
+
+
+def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
+    row = known.row(point)
+    missing = [c for c, found in zip(contenders, row, strict=True) if found is None]
+    if missing:
+        measured = tuner.measure(bench, missing, point)
+        if not measured:
+            return []
+        known.add(point, missing, measured)
+        rest = iter(measured)
+        row = [next(rest) if found is None else found for found in row]
+    return [found for found in row if found is not None]
+
+
+@dataclass
+class _Known:
+    """The records of one call, by the contenders' labels; empty where records are off."""
+
+    registration: Registration
+    bench: Bench
+    contenders: Sequence[Contender]
+
+    def __post_init__(self) -> None:
+        self._records: Records | None = None
+        if not config.use_records:
+            return
+        call, device = self.bench.call, self.bench.device
+        self._records = Records(
+            signature.key_of(self.registration, call, device),
+            signature.folders(self.registration),
+            # What must not be measured can't be measured anew.
+            retune=config.retune and not pinned(),
+        )
+        self._identities = {
+            c.candidate.label: signature.candidate_identity(c.candidate, call)
+            for c in self.contenders
+        }
+
+    def row(self, point: Point) -> list[Measurement | None]:
+        """What is known of each contender at ``point``."""
+        if self._records is None:
+            return [None] * len(self.contenders)
+        name = signature.probe_name(self.registration, self.bench.call, point)
+        row = []
+        for label, identity in self._identities.items():
+            found = self._records.find(name, identity)
+            row.append(None if found is None else replace(found, label=label))
+        return row
+
+    def add(
+        self, point: Point, contenders: Sequence[Contender], measured: Sequence[Measurement]
+    ) -> None:
+        if self._records is None:
+            return
+        name = signature.probe_name(self.registration, self.bench.call, point)
+        labels = [c.candidate.label for c in contenders]
+        found = zip(labels, measured, strict=True)
+        self._records.add(name, {self._identities[label]: m for label, m in found})
+
+    def save(self) -> None:
+        if self._records is not None:
+            self._records.save()

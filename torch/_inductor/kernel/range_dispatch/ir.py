@@ -1,0 +1,377 @@
+"""The flat dispatch node: one comparison chain on a host integer, each branch generated in place.
+
+Stock lowers a nested ``torch.cond`` to Python functions that call functions, one level a split
+point, and frees operands in the first branch only. Here the nest becomes one n-ary node. In the
+generated wrapper it is a single ``if / elif / else`` whose bodies are what a graph of that branch
+alone would be: its own memory plan, its own config patches, its operands freed at their last use.
+A branch reads the outer buffers by their names and assigns the outputs by theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+import torch
+from torch._inductor import config as inductor_config
+from torch._inductor import ir
+from torch._inductor.codegen.common import (
+    get_device_op_overrides,
+    get_wrapper_codegen_for_device,
+    IndentedBuffer,
+)
+from torch._inductor.codegen.wrapper import (
+    PythonWrapperCodegen,
+    SubgraphPythonWrapperCodegen,
+    WrapperLine,
+)
+from torch._inductor.graph import GraphLowering, SubgraphLowering
+from torch._inductor.utils import convert_symint_to_expr
+from torch._inductor.virtualized import V
+from torch.fx import GraphModule
+from torch.utils._ordered_set import OrderedSet
+
+
+# More branches than this are found by halving, so that the chain stays short.
+LONGEST_CHAIN = 8
+
+
+@dataclass(frozen=True)
+class FlatBranch:
+    """A branch to lower: ``graph`` runs for sizes up to ``end`` that no earlier branch takes.
+
+    Attributes:
+        end: The last size; None for the final else.
+        name: Prefix of the branch's buffers, unique in the compiled module.
+        graph: From the operands to a tuple of tensors.
+        config_patches: Inductor settings for this branch's kernels alone.
+    """
+
+    end: int | None
+    name: str
+    graph: GraphModule
+    config_patches: dict[str, Any] = field(default_factory=dict)
+
+
+def supported() -> bool:
+    """Whether the wrapper that V.graph will be generated with knows the flat node.
+
+    The C++ and FX wrappers, and wrappers of other backends, get the stock conditional.
+    """
+    graph = V.graph
+    if graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper or inductor_config.cpp_wrapper:
+        return False
+    wrappers = {
+        get_wrapper_codegen_for_device(device, cpp_wrapper=False)
+        for device in {"cpu", *graph.device_types}
+        if device != "meta"
+    }
+    return wrappers == {PythonWrapperCodegen}
+
+
+def lower_flat(
+    branches: Sequence[FlatBranch],
+    operands: Sequence[Any],
+    fakes: Sequence[Any],
+    size: sympy.Expr,
+    outputs: Sequence[torch.Tensor],
+) -> tuple[ir.TensorBox, ...]:
+    """Lower every branch, and make the node that chooses between them.
+
+    Args:
+        branches: In ascending order; the last has no end.
+        operands: Realized IR nodes and symbolic integers.
+        fakes: The operands as fake tensors and symbolic integers.
+        size: What is compared with the ends.
+        outputs: The op's own outputs, whose shapes and strides every branch has.
+    """
+    lowered = [_lower_branch(branch, operands, fakes, outputs) for branch in branches]
+    node = RangeDispatch(lowered, [o for o in operands if isinstance(o, ir.IRNode)], size)
+    return tuple(node.add_output(i, fake) for i, fake in enumerate(outputs))
+
+
+class BranchLowering(SubgraphLowering):
+    """One branch as a graph of its own, whose inputs are the outer buffers themselves."""
+
+    def __init__(self, branch: FlatBranch, operands: Sequence[Any], fakes: Sequence[Any]) -> None:
+        parent = V.graph
+        self.branch = branch
+        self.operands = iter(operands)
+        super().__init__(
+            parent,
+            gm=branch.graph,
+            example_inputs=list(fakes),
+            shape_env=parent._shape_env,
+            extern_node_serializer=parent.extern_node_serializer,
+            is_inference=parent.is_inference,
+            is_backward=parent.is_backward,
+            name=parent.qualify_name(branch.name),
+        )
+        self.bw_donated_idxs = None
+        # The module that is loaded has one set of constants, and one scope for the sizes that
+        # are computed once ("ps0"), so neither may be numbered again here.
+        self.constants = parent.constants
+        self.constant_reprs = parent.constant_reprs
+        self.allocated_constant_name = parent.allocated_constant_name
+        for shared in ("precomputed_replacements", "inv_precomputed_replacements"):
+            setattr(self.sizevars, shared, getattr(parent.sizevars, shared))
+        self.output_names: list[str] = []
+        self.dying: OrderedSet[str] = OrderedSet()
+
+    def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
+        self.placeholder_idx += 1
+        operand = next(self.operands)
+        # Takes the example of this placeholder; the base class would make an input of it.
+        torch.fx.Interpreter.placeholder(self, target, args, kwargs)
+        if not isinstance(operand, ir.IRNode):
+            return operand
+        self.add_device_info(operand.get_device())
+        return ir.TensorBox(self._outer(operand))
+
+    def _outer(self, operand: Any) -> Any:
+        """IR for a buffer of the outer graph, or for a strided view of one."""
+        if isinstance(operand, ir.TensorBox):
+            return self._outer(operand.data)
+        if isinstance(operand, ir.ReinterpretView):
+            return ir.ReinterpretView(data=self._outer(operand.data), layout=operand.layout)
+        name = operand.get_name()
+        if name not in self.graph_inputs:
+            buffer = ir.InputBuffer(name=name, layout=operand.get_layout())
+            self.graph_inputs[name] = ir.TensorBox(ir.StorageBox(buffer))
+            self.graph_inputs_original[name] = buffer
+            self.graph_input_names.append(name)
+            if name in self.parent.unaligned_buffers:
+                self.unaligned_buffers.add(name)
+        return self.graph_inputs[name].data
+
+    def init_wrapper_code(self, *args: Any, **kwargs: Any) -> None:
+        accelerators = [t for t in self.device_types if t not in ("cpu", "meta")]
+        self.device_type = accelerators[0] if accelerators else "cpu"
+        self.device_ops = get_device_op_overrides(self.device_type)
+        self.wrapper_code = BranchWrapper(self)
+
+    def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
+        """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
+        self.dying = dying
+        # A planner of memory pools would number them as the outer one does.
+        settings = {"graph_partition": False, "memory_planning": False}
+        settings |= self.branch.config_patches
+        with V.set_graph_handler(self), inductor_config.patch(settings):
+            self.init_wrapper_code()
+            self._update_scheduler()
+            # The outer wrapper has entered the device already.
+            self.scheduler.default_device_context = outer.scheduler.current_device
+            self.wrapper_code.push_codegened_graph(self)
+            self.scheduler.codegen()
+            self.wrapper_code.generate(self.is_inference)
+            self.wrapper_code.pop_codegened_graph()
+        return self.wrapper_code
+
+
+def _lower_branch(
+    branch: FlatBranch,
+    operands: Sequence[Any],
+    fakes: Sequence[Any],
+    outputs: Sequence[torch.Tensor],
+) -> BranchLowering:
+    graph = BranchLowering(branch, operands, fakes)
+    with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
+        graph.run(*fakes)
+        graph.graph_outputs = [
+            ir.ExternKernel.require_exact_strides(
+                ir.TensorBox(output),
+                [convert_symint_to_expr(s) for s in fake.stride()],
+                allow_padding=False,
+            )
+            for output, fake in zip(graph.graph_outputs, outputs, strict=True)
+        ]
+    parent = graph.parent
+    for device in graph.device_types:
+        if device not in parent.device_types:
+            parent.add_device_info(torch.device(device))
+    parent.device_node_mapping = {**graph.device_node_mapping, **parent.device_node_mapping}
+    if parent.disable_cudagraphs_reason is None:
+        parent.disable_cudagraphs_reason = graph.disable_cudagraphs_reason
+    return graph
+
+
+class BranchWrapper(SubgraphPythonWrapperCodegen):
+    """Generates the body of a branch into the scope of the outer wrapper."""
+
+    def __init__(self, graph: BranchLowering) -> None:
+        self.graph = graph
+        self.outer_freed: OrderedSet[str] = OrderedSet()
+        super().__init__(graph.name, graph.parent.wrapper_code)
+
+    def write_prefix(self, *args: Any, **kwargs: Any) -> None:
+        """No function, no arguments, no checks of them: the outer wrapper did that."""
+
+    def register_alignment_check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """The outer wrapper did that."""
+
+    def get_wrapper_call_indent(self) -> int:
+        return 0
+
+    def generate_return(self, output_refs: list[str]) -> None:
+        for name, ref in zip(self.graph.output_names, output_refs, strict=True):
+            self.wrapper_call.writeline(f"{name} = {ref}")
+        # The scope does not end here, so what a return would let go of must be let go of.
+        if bound := self._still_bound():
+            self.wrapper_call.writeline(f"del {', '.join(bound)}")
+
+    def _still_bound(self) -> list[str]:
+        """The branch's own names that hold a tensor after what has been generated so far."""
+        bound: dict[str, None] = {}
+        own = re.escape(self.graph.name)
+        for line in self.wrapper_call.getvalue().splitlines():
+            if assigned := re.match(rf"\s*({own}_\w+) = ", line):
+                bound[assigned.group(1)] = None
+            for deleted in re.findall(r"\bdel ([\w, ]+)", line.partition("#")[0]):
+                for name in deleted.split(", "):
+                    bound.pop(name.strip(), None)
+        return list(bound)
+
+    def codegen_free(self, buffer: Any) -> None:
+        name = buffer.get_name()
+        if name not in self.graph.graph_inputs:
+            super().codegen_free(buffer)
+        elif self.may_free(name):
+            self.outer_freed.add(name)
+            self.writeline(f"del {name}")
+
+    def may_free(self, name: str) -> bool:
+        """Whether an outer buffer ends in this branch, and has not yet."""
+        return name in self.graph.dying and name not in self.outer_freed
+
+
+class RangeDispatch(ir.ExternKernel):
+    """Runs the first branch whose end is not below ``size``."""
+
+    def __init__(
+        self, branches: Sequence[BranchLowering], operands: Sequence[Any], size: sympy.Expr
+    ) -> None:
+        self.branches = branches
+        self.size = size
+        self.results: list[DispatchOutput] = []
+        inputs = [ir.ExternKernel.realize_input(operand) for operand in operands]
+        device = next((d for o in operands if (d := o.get_device()).type != "cpu"), None)
+        super().__init__(
+            name=None,
+            layout=ir.MultiOutputLayout(device=device or operands[0].get_device()),
+            inputs=inputs,
+            constant_args=sorted(self._symbols(operands), key=str),
+        )
+        self.name = V.graph.register_buffer(self)
+        V.graph.register_operation(self)
+
+    def _symbols(self, operands: Sequence[Any]) -> set[sympy.Symbol]:
+        """All that the bodies may refer to: a graph partition has to be given them."""
+        exprs = [self.size]
+        for operand in operands:
+            exprs += [
+                *operand.get_size(),
+                *operand.get_layout().stride,
+                operand.get_layout().offset,
+            ]
+        return set().union(*(sympy.sympify(expr).free_symbols for expr in exprs))
+
+    def get_free_symbol_uses(self, unbacked_only: bool = False) -> OrderedSet[sympy.Symbol]:
+        used = [ir.get_free_symbols(symbol, unbacked_only) for symbol in self.constant_args]
+        return OrderedSet().union(*used)
+
+    def add_output(self, index: int, fake: torch.Tensor) -> ir.TensorBox:
+        layout = ir.FixedLayout(
+            fake.device,
+            fake.dtype,
+            [convert_symint_to_expr(s) for s in fake.shape],
+            [convert_symint_to_expr(s) for s in fake.stride()],
+        )
+        self.results.append(DispatchOutput(layout, self, [(list, index)]))
+        return ir.TensorBox.create(self.results[-1])
+
+    def codegen(self, wrapper: PythonWrapperCodegen) -> None:
+        scheduler = V.graph.scheduler
+        names = OrderedSet(name for branch in self.branches for name in branch.graph_inputs)
+        ended = scheduler.buffer_names_to_free - V.graph.removed_buffers - wrapper.freed
+        dying = OrderedSet(name for name in names if name in ended and _can_free(name, wrapper))
+        bodies = []
+        for branch in self.branches:
+            branch.output_names = [result.get_name() for result in self.results]
+            body = branch.generate(V.graph, dying)
+            wrapper.imports.splice(body.imports)
+            wrapper.header.splice(body.header)
+            wrapper.subgraph_definitions.splice(body.subgraph_definitions)
+            bodies.append(_Body(branch.branch.end, body.wrapper_call, dying - body.outer_freed))
+        # Every path has freed them, and the node itself is no object at run time.
+        wrapper.freed |= dying | OrderedSet([self.get_name()])
+        if isinstance(wrapper, BranchWrapper):
+            wrapper.outer_freed |= dying & wrapper.graph.dying
+        size = wrapper.codegen_python_sizevar(self.size)
+        wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
+
+
+def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
+    buffer = V.graph.scheduler.name_to_buf.get(name)
+    if buffer is not None:
+        return bool(buffer.can_free())
+    if isinstance(wrapper, BranchWrapper):
+        return wrapper.may_free(name)
+    return name in V.graph.graph_inputs
+
+
+class DispatchOutput(ir.MultiOutput):
+    """An output of the node. Each branch assigns it, so there is nothing to generate."""
+
+    def codegen(self, wrapper: PythonWrapperCodegen) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Body:
+    end: int | None
+    lines: IndentedBuffer
+    unused: OrderedSet[str]
+
+
+class DispatchLine(WrapperLine):
+    """The comparison chain with its bodies."""
+
+    def __init__(self, name: str, size: str, bodies: Sequence[_Body]) -> None:
+        self.name = name
+        self.size = size
+        self.bodies = bodies
+
+    def codegen(self, code: IndentedBuffer) -> None:
+        size = self.size
+        if not size.isidentifier():
+            size = f"{self.name}_size"
+            code.writeline(f"{size} = {self.size}")
+        self._choose(code, size, self.bodies)
+
+    def _choose(self, code: IndentedBuffer, size: str, bodies: Sequence[_Body]) -> None:
+        if len(bodies) > LONGEST_CHAIN:
+            half = len(bodies) // 2
+            with _block(code, f"if {size} <= {bodies[half - 1].end}:"):
+                self._choose(code, size, bodies[:half])
+            with _block(code, "else:"):
+                self._choose(code, size, bodies[half:])
+            return
+        for i, body in enumerate(bodies):
+            last = i == len(bodies) - 1
+            test = "else:" if last else f"{'elif' if i else 'if'} {size} <= {body.end}:"
+            with _block(code, test):
+                if body.unused:
+                    code.writeline(f"del {', '.join(body.unused)}")
+                code.splice(body.lines)
+
+
+@contextlib.contextmanager
+def _block(code: IndentedBuffer, head: str) -> Iterator[None]:
+    code.writeline(head)
+    with code.indent():
+        yield

@@ -1,0 +1,213 @@
+"""The time of one call, in milliseconds: the device's on a GPU, the caller's on a CPU.
+
+On a GPU every candidate runs again and again on the same inputs, so that what fits into the L2
+cache is there for all of them alike; it is not flushed between calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._inductor.kernel.range_dispatch import config
+from torch._inductor.kernel.range_dispatch.trace import first_line
+from torch._inductor.runtime.benchmarking import benchmarker
+
+
+log = logging.getLogger(__name__)
+
+Runner = Callable[[], Any]
+Timer = Callable[[], float]
+
+# What is timed by the CPU's clock is called this often at least, whatever the budget.
+_FEWEST_CALLS = 3
+# Cycles of the GPU in a second, to keep it busy while launches are queued; more is harmless.
+_CYCLES_PER_SECOND = 2e9
+
+
+class OverTimeLimit(RuntimeError):
+    """One call took longer than ``config.time_limit_s``."""
+
+
+def make_timer(run: Runner, device: torch.device, cudagraphs: bool = False) -> Timer:
+    """A function that returns the milliseconds of one call of ``run``.
+
+    Args:
+        run: What is timed. It has been called before: what is compiled at the first call is there.
+        device: Where the work is done.
+        cudagraphs: Whether Inductor's own timing by CUDA-graph replay is asked for.
+
+    Raises:
+        OverTimeLimit: One call takes longer than the limit; ``run`` is not called again.
+        Exception: Whatever ``run`` raises.
+    """
+    once = _one_call(run, device)
+    if once > config.time_limit_s:
+        limit = f"{config.time_limit_s:g} s (config.time_limit_s)"
+        raise OverTimeLimit(f"one call takes {once:.3g} s, the limit is {limit}")
+    if device.type == "cuda":
+        return _cuda_timer(run, device, cudagraphs)
+    if device.type != "cpu":
+        return lambda: benchmarker.benchmark(run, device=device)
+    return _cpu_timer(run, once)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was given, and raise what went wrong there."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a failed candidate left in the allocator's cache."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def _one_call(run: Runner, device: torch.device) -> float:
+    """Seconds of one call by the clock, the device's work included."""
+    synchronize(device)
+    started = time.perf_counter()
+    run()
+    synchronize(device)
+    return max(time.perf_counter() - started, 1e-7)
+
+
+def _cpu_timer(run: Runner, once: float) -> Timer:
+    calls = max(_FEWEST_CALLS, min(1000, int(config.tuning_budget_ms / 1e3 / once)))
+    threads = torch.get_num_threads()
+
+    def timer() -> float:
+        if torch.get_num_threads() != threads:  # a candidate may have changed it
+            torch.set_num_threads(threads)
+        times = []
+        for _ in range(calls):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) * 1e3
+
+    return timer
+
+
+def _cuda_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
+    """By replaying a CUDA graph; by events with a full launch queue if it can't be captured."""
+    # Newer releases alone have it; where the user asks, all that can be captured goes this way.
+    inductors = getattr(benchmarker, "benchmark_gpu_with_cuda_graph", None)
+    with torch.cuda.device(device):
+        try:
+            if cudagraphs and inductors is not None:
+                inductors(run)
+                return lambda: inductors(run)
+            graph, calls = _capture(run)
+        except Exception as error:
+            log.debug("not captured, timed by events: %s", first_line(error))
+            torch.cuda.synchronize()
+            return _event_timer(run, device)
+
+    def timer() -> float:
+        with torch.cuda.device(device):
+            return _between_events(graph.replay) / calls
+
+    timer()
+    return timer
+
+
+def _between_events(run: Runner) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def _capture(run: Runner) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A CUDA graph of enough calls that the launch of the graph itself does not count.
+
+    A call that waits for the device can't be captured. Most such calls are found before a capture
+    is begun: one that fails leaves PyTorch in a state that has to be mended.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        with _waiting_is_an_error():
+            run()
+        once = max(_between_events(run), 1e-3)
+    torch.cuda.current_stream().wait_stream(side)
+    calls = max(1, min(100, int(config.tuning_budget_ms / once)))
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # Before 2.15 a capture that fails to end leaves its stream current: this one ends it.
+    with torch.cuda.stream(side):
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=side):
+                for _ in range(calls):
+                    run()
+        except Exception:
+            _mend_after_capture(side, pool)
+            raise
+    return graph, calls
+
+
+@contextlib.contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Raise where an operator of PyTorch's waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode says that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _mend_after_capture(stream: torch.cuda.Stream, pool: Any) -> None:
+    """What a capture does at its end, where it failed to end.
+
+    Otherwise the allocator asks the dead graph at every allocation whether it is for its pool, and
+    the random generator takes itself for one that is being captured and refuses to draw.
+    """
+    device = stream.device.index
+    with contextlib.suppress(Exception):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    empty = torch.cuda.CUDAGraph()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the graph is empty
+        with torch.cuda.graph(empty, stream=stream):
+            pass
+
+
+def _event_timer(run: Runner, device: torch.device) -> Timer:
+    """By events around several calls that are queued while the device is kept waiting.
+
+    Without the wait a call that is shorter than its launches would show the launches' time.
+    """
+    with torch.cuda.device(device):
+        started = time.perf_counter()
+        for _ in range(_FEWEST_CALLS):
+            run()
+        host = (time.perf_counter() - started) / _FEWEST_CALLS
+        torch.cuda.synchronize()
+        once = max(_between_events(run), 1e-3)
+    # The launch queue holds about a thousand entries, and a call may be many.
+    calls = max(_FEWEST_CALLS, min(20, int(config.tuning_budget_ms / once)))
+    cycles = int(1.5 * host * calls * _CYCLES_PER_SECOND)
+
+    def timer() -> float:
+        def queued() -> None:
+            for _ in range(calls):
+                run()
+
+        with torch.cuda.device(device):
+            torch.cuda._sleep(cycles)
+            return _between_events(queued) / calls
+
+    return timer

@@ -1,0 +1,223 @@
+"""Right answers only: what a candidate returns is compared with what the op itself returns.
+
+A tolerance is one number for a dtype. For floating and complex values it is relative, to the
+element or to the root mean square of the output, whichever is larger: elements near zero in a
+sum of large terms are as inexact as the others. For integers it is an absolute difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._inductor.kernel.range_dispatch.call import BoundCall
+from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
+from torch._inductor.kernel.range_dispatch.trace import first_line, flatten
+
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TOLERANCES: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-8,
+    torch.complex128: 1e-8,
+    torch.float32: 1e-4,
+    torch.complex64: 1e-4,
+    torch.float16: 1e-2,
+    torch.complex32: 1e-2,
+    torch.bfloat16: 3e-2,
+}
+# Other floating dtypes have three bits of a fraction or fewer: one rounding apart is 1/8 or more.
+_SMALL_FLOAT_TOLERANCE = 0.26
+# Where matrix products of float32 may be computed in TensorFloat32, which has ten bits.
+_TENSOR_FLOAT_TOLERANCE = 1e-2
+# Elements that are compared at a time, so that the comparison needs little memory.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How far an output is from the op's.
+
+    Attributes:
+        output: Index of the output.
+        absolute: Largest absolute error; NaN where one of the two is NaN and the other is not.
+        relative: Largest error relative to the op's element.
+    """
+
+    output: int
+    absolute: float
+    relative: float
+
+    def __str__(self) -> str:
+        return (
+            f"output {self.output} differs from the op's, largest absolute error "
+            f"{self.absolute:.3g}, largest relative error {self.relative:.3g}"
+        )
+
+
+def tolerance(dtype: torch.dtype, given: Mapping[torch.dtype, float]) -> float:
+    """The tolerance for ``dtype``: the user's, or the default.
+
+    >>> tolerance(torch.int64, {}), tolerance(torch.float16, {torch.float16: 0.1})
+    (0.0, 0.1)
+    """
+    if dtype in given:
+        return given[dtype]
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return 0.0
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return _TENSOR_FLOAT_TOLERANCE
+    return DEFAULT_TOLERANCES.get(dtype, _SMALL_FLOAT_TOLERANCE)
+
+
+def find_mismatch(
+    actual: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    given: Mapping[torch.dtype, float],
+) -> Mismatch | None:
+    """The first output that is further from the expected one than the tolerances allow."""
+    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return Mismatch(i, math.nan, math.nan)
+        absolute, relative, fits = _compare(ours, theirs, tolerance(theirs.dtype, given))
+        if not fits:
+            return Mismatch(i, absolute, relative)
+    return None
+
+
+def _compare(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> tuple[float, float, bool]:
+    """The largest absolute and relative errors, and whether all are within ``allowed``."""
+    if theirs.dtype is torch.float4_e2m1fn_x2:
+        ours, theirs = ours.view(torch.uint8), theirs.view(torch.uint8)
+    inexact = theirs.dtype.is_floating_point or theirs.dtype.is_complex
+    pairs = list(zip(_chunks(ours), _chunks(theirs), strict=True))
+    scale = _root_mean_square([b for _, b in pairs]) if inexact else 0.0
+    absolute = relative = 0.0
+    fits = True
+    for a, b in pairs:
+        same = a == b
+        if inexact:
+            a, b = _wide(a), _wide(b)
+            same = (a == b) | (a.isnan() & b.isnan())
+        if bool(same.all()):
+            continue
+        a, b = (_wide(part[~same]) for part in (a, b))
+        error, size = (a - b).abs(), b.abs()
+        limit = allowed * size.clamp(min=scale) if inexact else torch.full_like(size, allowed)
+        # An error that is not finite is one of NaN or infinity against another value.
+        fits = fits and bool(((error <= limit) & error.isfinite()).all())
+        absolute = _larger(absolute, float(error.max()))
+        relative = _larger(relative, float((error / size).max()))
+    return absolute, relative, fits
+
+
+def _larger(one: float, other: float) -> float:
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.complex128 if values.dtype.is_complex else torch.float64)
+
+
+def _chunks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tensor.detach().reshape(-1).split(_CHUNK) if tensor.numel() else ()
+
+
+def _root_mean_square(parts: Sequence[torch.Tensor]) -> float:
+    total, count = 0.0, 0
+    for part in parts:
+        sizes = _wide(part).abs()
+        sizes = sizes[sizes.isfinite()]
+        total += float(sizes.square().sum())
+        count += sizes.numel()
+    return math.sqrt(total / count) if count else 0.0
+
+
+class Check:
+    """Compares candidates' outputs at one probe with the op's own, which it computes here.
+
+    Args:
+        call: The call that is tuned.
+        inputs: Real operands at the probe.
+        tolerances: The user's, by dtype; None turns the comparison off.
+    """
+
+    def __init__(
+        self,
+        call: BoundCall,
+        inputs: Sequence[Any],
+        tolerances: Mapping[torch.dtype, float] | None,
+    ) -> None:
+        self._call = call
+        self._inputs = inputs
+        self._tolerances = tolerances or {}
+        self._expected: list[torch.Tensor] | None = None
+        self._repeats: bool | None = None
+        if tolerances is None:
+            return
+        try:
+            self._expected = self._run_op()
+        except Exception as error:  # an op that cannot be run leaves nothing to compare with
+            log.info("%s: answers are not compared: the op itself: %s", call.op, first_line(error))
+
+    def fault(self, outputs: Sequence[torch.Tensor]) -> Mismatch | None:
+        """How ``outputs`` differ from the op's, beyond the tolerances."""
+        if self._expected is None:
+            return None
+        found = find_mismatch(outputs, self._expected, self._tolerances)
+        if found is None or not self._op_repeats_itself():
+            return None
+        return found
+
+    def _run_op(self) -> list[torch.Tensor]:
+        op = Candidate("", None, {}, {}, ())
+        leaves: list[Any] = []
+        flatten(invoke(op, self._call, self._inputs), leaves)
+        return leaves
+
+    def _op_repeats_itself(self) -> bool:
+        """Whether the op gives the same answer twice; one that draws random numbers does not."""
+        if self._repeats is None:
+            assert self._expected is not None
+            again = find_mismatch(self._run_op(), self._expected, self._tolerances)
+            self._repeats = again is None
+            if again is not None:
+                log.info("%s: answers are not compared: it differs from itself", self._call.op)
+        return self._repeats
+
+
+def poison(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` with all of its memory overwritten by NaN, or by an unlikely value."""
+    if tensor.dtype is torch.bool:
+        return tensor.fill_(True)
+    inexact = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    tensor.untyped_storage().fill_(255 if inexact else 0xA5)
+    return tensor
+
+
+@contextlib.contextmanager
+def poisoned_allocations(function: Callable[..., Any]) -> Iterator[None]:
+    """Poison what the generated module that ``function`` belongs to allocates.
+
+    An element that a candidate leaves unwritten then shows, whatever the allocator hands out.
+    """
+    scope = getattr(function, "__func__", function).__globals__
+    allocators = {
+        name: value
+        for name, value in scope.items()
+        if name.startswith("empty_strided_") and callable(value)
+    }
+
+    def poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *args: poison(allocate(*args))
+
+    scope.update({name: poisoning(allocate) for name, allocate in allocators.items()})
+    try:
+        yield
+    finally:
+        scope.update(allocators)
