@@ -351,6 +351,23 @@ class ProbesTest(TuningTestCase):
             self.tune(right, probe_sizes=[2])
         self.assertEqual(probes, [2, 8])
 
+    def test_of_several_symbols_the_one_that_comes_closest_moves(self):
+        # With s * t rows, first called with s = 3 and t = 7: 9 = 3 * 3, 20 = 2 * 7 or 3 * 6.
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(right)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 100},
+            split_points=[6, 9, 20],
+        )
+
+        def call(x):
+            return self.op(x.reshape(-1, 6))
+
+        with force_winners(lambda n: OP_LABEL) as probes:
+            compiled = torch.compile(call, dynamic=True, fullgraph=True)
+            self.check(compiled, call, torch.randn(3, 7, 6))
+        self.assertEqual(probes, [6, 9, 18, 99])
+
     def test_each_probe_counts_alike(self):
         rows = [
             [Measurement("a", 1.0, 0.1), Measurement("b", 3.0)],

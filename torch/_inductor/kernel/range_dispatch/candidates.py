@@ -42,7 +42,7 @@ class CustomOpConfig:
     def __init__(
         self,
         decomposition: Callable[..., Any] | None = None,
-        config_patches: dict[str, Any] | None = None,
+        config_patches: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> None:
         if decomposition is not None and not callable(decomposition):
@@ -50,7 +50,7 @@ class CustomOpConfig:
                 "CustomOpConfig: decomposition must be callable or None, "
                 f"got {decomposition!r} of type {type(decomposition).__name__}"
             )
-        if config_patches is not None and not isinstance(config_patches, dict):
+        if config_patches is not None and not isinstance(config_patches, Mapping):
             raise TypeError(
                 "CustomOpConfig: config_patches must be a dict of torch._inductor.config "
                 f"settings, got {config_patches!r} of type {type(config_patches).__name__}"

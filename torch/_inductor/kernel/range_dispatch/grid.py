@@ -57,10 +57,9 @@ def fill(
     nothing could be measured.
     """
     known = _Known(registration, bench, contenders)
-    if pinned():
-        if any(found is None for at in points for point in at for found in known.row(point)):
-            log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
-            return None
+    if pinned() and any(None in known.row(point) for at in points for point in at):
+        log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
+        return None
     measured = [[_measured(known, bench, contenders, point) for point in at] for at in points]
     known.save()
     allowed = iter(rule_out([row for rows in measured for row in rows]))

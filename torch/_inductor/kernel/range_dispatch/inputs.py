@@ -74,13 +74,23 @@ def hinted_point(call: BoundCall, size_expr: Any) -> Point:
 def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | float) -> Point:
     """The point at which ``size_expr`` comes to ``size``, or to the largest possible size below.
 
-    The other symbols keep the sizes that the graph was first called with.
+    One symbol moves, and the others keep the sizes that the graph was first called with. Where
+    the size is made of several (``s*t``), the one that comes closest to ``size`` moves.
 
     Raises:
-        NoSuchPoint: No value of the symbol comes to a size from ``low`` to ``high``.
+        NoSuchPoint: No value of any one symbol comes to a size from ``low`` to ``high``.
     """
+    symbols = sorted(sympy.sympify(size_expr).free_symbols, key=lambda s: s.name)
+    found = [_along(call, size_expr, symbol, size) for symbol in symbols]
+    fitting = [p for p in found if low <= p.size <= high and p.size <= max(size, low)]
+    if not fitting:
+        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
+    return max(fitting, key=lambda point: point.size)
+
+
+def _along(call: BoundCall, size_expr: Any, symbol: sympy.Symbol, size: int) -> Point:
+    """The point with the last value of ``symbol`` at which the size is at most ``size``."""
     base = hinted_point(call, size_expr).values
-    symbol = min(sympy.sympify(size_expr).free_symbols, key=lambda s: s.name)
     bounds = V.graph.sizevars.shape_env.var_to_range.get(symbol)
 
     def at(value: int) -> Point:
@@ -100,10 +110,7 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
             below += step
         else:
             step //= 2
-    found = at(below)
-    if not (low <= found.size <= high and found.size <= max(size, low)):
-        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
-    return found
+    return at(below)
 
 
 def _with_room(
