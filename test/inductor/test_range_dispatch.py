@@ -165,6 +165,8 @@ class DispatchTest(RangeDispatchTestCase):
         self.assertEqual(predicates(code), [2, 8])
         (plan,) = report.plans()
         self.assertEqual([str(r) for r, _ in plan.chosen], ["[0, 2]", "[3, 8]", "[9, inf]"])
+        self.assertIn("merged: [3, 4] [5, 8] all run by_cos", str(plan))
+        self.assertIn("merged: [9, 16] [17, inf] all run by_sin", str(plan))
 
     def test_the_same_implementation_with_other_arguments_does_not_merge(self):
         self.register(CustomOpConfig(by_loop, chunk=2), CustomOpConfig(by_loop, chunk=3))

@@ -59,6 +59,12 @@ class Plan:
 
     def _footing(self) -> list[str]:
         lines = [f"  not used: {label}: {reason}" for label, reason in self.rejected]
+        for range, label in self.chosen:
+            parts = [
+                str(r.range) for r in self.results if range.start <= r.range.start <= range.end
+            ]
+            if len(parts) > 1:
+                lines.append(f"  merged: {' '.join(parts)} all run {label}")
         pieces = [f"{r} {label}" for r, label in self.chosen]
         verb = "dispatched" if len(self.chosen) > 1 else "inlined"
         return [*lines, f"  {verb}: {'; '.join(pieces)}"]

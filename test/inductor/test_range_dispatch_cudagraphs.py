@@ -1,0 +1,143 @@
+# Owner(s): ["module: inductor"]
+"""A dispatch inside captured CUDA graphs, and its memory."""
+
+import re
+import unittest
+
+import torch
+from range_dispatch_common import (
+    counters,
+    define_op,
+    final_code,
+    force_winners,
+    GPU_TYPE,
+    HAS_GPU,
+    inductor_config,
+    RangeDispatchTestCase,
+)
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+ENDS = (16, 64)
+
+
+def first(x, w):
+    return torch.sin(x) * w + 10.0
+
+
+def second(x, w):
+    return torch.cos(x) * w + 20.0
+
+
+def third(x, w):
+    return torch.tanh(x @ w) @ w.t() + 30.0
+
+
+def pick(size):
+    return {16: "first", 64: "second"}.get(size, "third")
+
+
+def chosen(x, w):
+    """What has to come out at this size: the implementations differ in their answers."""
+    rows = x.shape[0]
+    return (first if rows <= 16 else second if rows <= 64 else third)(x, w)
+
+
+@unittest.skipUnless(HAS_GPU, "needs a GPU")
+class CudaGraphsTest(RangeDispatchTestCase):
+    def setUp(self):
+        super().setUp()
+        self.op = define_op("chosen", chosen, schema="(Tensor x, Tensor w) -> Tensor")
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(f) for f in (first, second, third)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 256},
+            split_points=list(ENDS),
+        )
+        self.w = torch.randn(32, 32, device=GPU_TYPE)
+        torch._dynamo.mark_static(self.w)
+
+    def rows(self, n):
+        x = torch.randn(n, 32, device=GPU_TYPE)
+        torch._dynamo.mark_static(x, 1)
+        return x
+
+    def expected(self, x):
+        return chosen(x.relu(), self.w) * 2
+
+    def f(self, x, w):
+        return self.op(x.relu(), w) * 2
+
+    @parametrize("graph_partition", [False, True])
+    def test_each_recorded_size_replays_its_own_branch(self, graph_partition):
+        compiled = torch.compile(self.f, dynamic=True, fullgraph=True, mode="reduce-overhead")
+        sizes = (8, 16, 17, 64, 65, 100)
+        with inductor_config.patch(graph_partition=graph_partition):
+            with force_winners(pick):
+                compiled(self.rows(8), self.w)
+            for n in sizes * 5 + tuple(reversed(sizes)) * 3:
+                torch.compiler.cudagraph_mark_step_begin()
+                x = self.rows(n)
+                self.assertEqual(compiled(x, self.w), self.expected(x), atol=1e-4, rtol=1e-4)
+        self.assertEqual(counters["stats"]["unique_graphs"], 1)
+        self.assertEqual(counters["inductor"]["cudagraph_skips"], 0)
+
+    def test_the_dispatch_does_not_partition_the_graph(self):
+        compiled = torch.compile(self.f, dynamic=True, fullgraph=True, mode="reduce-overhead")
+        with inductor_config.patch(graph_partition=True), force_winners(pick):
+            code = final_code(compiled, self.rows(8), self.w)
+        self.assertEqual(len(re.findall(r"def partition_\d+\(", code)), 1)
+
+    def test_only_the_kernels_of_its_branch_run(self):
+        compiled = torch.compile(self.f, dynamic=True, fullgraph=True)
+        with force_winners(pick):
+            compiled(self.rows(8), self.w)
+        for n, kernels in ((8, 3), (32, 3)):  # producer, branch, consumer
+            x = self.rows(n)
+            compiled(x, self.w)
+            torch.cuda.synchronize()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
+                compiled(x, self.w)
+                torch.cuda.synchronize()
+            ran = [e for e in prof.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+            self.assertEqual(len(ran), kernels, [e.name for e in ran])
+
+    def test_peak_memory_is_the_winners(self):
+        def peak(function, x):
+            function(x, self.w)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            out = function(x, self.w)
+            torch.cuda.synchronize()
+            after = torch.cuda.max_memory_allocated() - before
+            del out
+            return after
+
+        def graph(implementation):
+            # The op stays between two matmuls, which nothing fuses with, dispatched or alone.
+            return lambda x, w: implementation(x @ w, w) @ w
+
+        dispatched = torch.compile(graph(self.op), dynamic=True, fullgraph=True)
+        with force_winners(pick):
+            dispatched(self.rows(8), self.w)
+        for n, implementation in ((16, first), (64, second), (4096, third)):
+            x = self.rows(n)
+            torch._dynamo.reset()
+            alone = torch.compile(graph(implementation), dynamic=True, fullgraph=True)
+            wanted = peak(alone, x)
+            torch._dynamo.reset()
+            dispatched = torch.compile(graph(self.op), dynamic=True, fullgraph=True)
+            with force_winners(pick):
+                dispatched(self.rows(8), self.w)
+            self.assertLessEqual(peak(dispatched, x), wanted)
+
+
+instantiate_parametrized_tests(CudaGraphsTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_GPU:
+        run_tests(needs="filelock")
