@@ -23,11 +23,11 @@ ENDS = (16, 64)
 
 
 def first(x, w):
-    return torch.sin(x) * w + 10.0
+    return torch.sin(x) * w[0] + 10.0
 
 
 def second(x, w):
-    return torch.cos(x) * w + 20.0
+    return torch.cos(x) * w[0] + 20.0
 
 
 def third(x, w):
@@ -48,7 +48,7 @@ def chosen(x, w):
 class CudaGraphsTest(RangeDispatchTestCase):
     def setUp(self):
         super().setUp()
-        self.op = define_op("chosen", chosen, schema="(Tensor x, Tensor w) -> Tensor")
+        self.op = define_op("chosen", chosen, lambda x, w: torch.empty_like(x), schema="(Tensor x, Tensor w) -> Tensor")
         register_custom_op_autotuning(
             self.op,
             configs=[CustomOpConfig(f) for f in (first, second, third)],

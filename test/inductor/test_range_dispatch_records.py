@@ -299,6 +299,30 @@ class TunedOnceTest(RangeDispatchTestCase):
         plans = [plan.chosen for plan in report.plans()]
         self.assertEqual(plans[0], plans[2])
 
+    def test_a_warm_process_traces_the_winners_alone(self):
+        def traced():
+            with mock.patch.object(custom_op, "trace", side_effect=custom_op.trace) as trace:
+                self.measured(by_sum, by_half)
+            return [call.args[0].label for call in trace.call_args_list]
+
+        self.assertEqual(traced(), ["by_sum", "by_half", OP_LABEL])
+        self.assertEqual(traced(), ["by_sum"])
+
+    def test_a_winner_on_record_that_cannot_be_traced_here_is_out(self):
+        self.measured(by_sum, by_half)
+        real = custom_op.trace
+
+        def trace(candidate, *args):
+            if candidate.label == "by_sum":
+                raise custom_op.Rejected("not in this graph")
+            return real(candidate, *args)
+
+        with mock.patch.object(custom_op, "trace", trace):
+            self.assertEqual(self.measured(by_sum, by_half), [])
+        plan = report.plans()[-1]
+        self.assertEqual([label for _, label in plan.chosen], ["by_half"])
+        self.assertEqual(plan.rejected, (("by_sum", "not in this graph"),))
+
     def test_memory_serves_a_second_compile_without_files(self):
         self.measured(by_sum)
         with mock.patch.object(records, "_read", side_effect=AssertionError("read")):

@@ -19,6 +19,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._inductor import config as inductor_config
@@ -34,6 +35,7 @@ import workload
 Times = dict[str, float]
 # What runs at each size of the sweep.
 Plan = dict[int, str]
+Operands = tuple[torch.Tensor, torch.Tensor]
 
 
 def main() -> int:
@@ -75,16 +77,20 @@ def sweep_sizes(points: list[int], top: int, count: int) -> list[int]:
     return sorted(sizes)
 
 
-def tune(given: argparse.Namespace, points: list[int], operands, **options: object) -> report.Plan:
+def tune(
+    given: argparse.Namespace, points: list[int], operands: Operands, **options: Any
+) -> report.Plan:
     workload.register(given.implementations, points, given.top, **options)
     torch._dynamo.reset()
     torch.compile(lambda x, w: workload.rms_norm(x, w), dynamic=True)(*operands)
     return report.plans()[-1]
 
 
-def measured(given, points, operands, sizes: list[int]) -> dict[int, Times]:
+def measured(
+    given: argparse.Namespace, points: list[int], operands: Operands, sizes: list[int]
+) -> dict[int, Times]:
     """Every candidate's time at every size, as the tuner measures it."""
-    with config.patch(early_stop=math.inf):
+    with config.patch(early_stop=math.inf):  # type: ignore[attr-defined]
         plan = tune(given, points, operands, probe_sizes=sizes)
     return {
         size: {m.label: m.milliseconds for m in row}
@@ -93,7 +99,9 @@ def measured(given, points, operands, sizes: list[int]) -> dict[int, Times]:
     }
 
 
-def chosen(given, points, operands, sweep: list[int]) -> Plan:
+def chosen(
+    given: argparse.Namespace, points: list[int], operands: Operands, sweep: list[int]
+) -> Plan:
     plan = tune(given, points, operands)
     return {size: next(w for r, w in plan.chosen if r.contains(size)) for size in sweep}
 

@@ -100,7 +100,7 @@ def ratios(run: Run, ranges: int, count: int) -> None:
             f"  first compile, stock                           {stock:7.2f} s   {stock / plain:.2f}"
         )
     except SystemExit as failed:
-        print(f"  first compile, stock                           fails: {str(failed)[-200:]}")
+        print(f"  first compile, stock                           fails: {_reason(str(failed))}")
     one, _ = run.seconds("plain", ranges, 1, warm=True)
     print(f"  plain compile of one, kernels cached           {one:7.2f} s   1.00")
     warm, said = run.seconds("tuned", ranges, count, warm=True)
@@ -109,6 +109,12 @@ def ratios(run: Run, ranges: int, count: int) -> None:
         f"  tuned, kernels and records cached              {warm:7.2f} s   {warm / one:.2f}, "
         f"{benchmarks} benchmarks"
     )
+
+
+def _reason(message: str) -> str:
+    """The line of a traceback that says what happened."""
+    said = [line for line in message.splitlines() if "Error" in line and not line.startswith(" ")]
+    return said[-1][:200] if said else message[-200:]
 
 
 def growth(run: Run) -> None:
@@ -185,7 +191,7 @@ def _counted() -> list[int]:
         calls[0] += 1
         return real(*args)
 
-    tuner.measure = measure
+    tuner.measure = measure  # type: ignore[assignment]
     return calls
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 
@@ -46,7 +48,7 @@ def split_points(ranges: int, top: int) -> list[int]:
     return sorted({max(1, top >> i) for i in range(1, ranges)})
 
 
-def register(count: int, points: list[int], top: int, **options: object) -> None:
+def register(count: int, points: list[int], top: int, **options: Any) -> None:
     """Register ``count`` implementations, dispatched on the tokens where there are points."""
     if points:
         where = {"tensor_name": "x", "dim": 0, "range_upper_bound": top}

@@ -18,6 +18,7 @@ call into ``torch._inductor.kernel.range_dispatch``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -489,19 +490,13 @@ def _forced() -> bool | None:
 def _prepare(
     registration: Registration, call: BoundCall, candidates: Sequence[Candidate]
 ) -> _Contest:
-    """Trace every candidate; those that cannot compete are out, with the reason."""
+    """Trace every candidate; those that cannot compete are out, with the reason.
+
+    One that is on record could be traced before: it is traced again only if it wins.
+    """
     started = time.perf_counter()
     fakes = fake_operands(call)
     ref = reference(call, fakes)
-    contenders, rejected = [], []
-    for candidate in candidates:
-        try:
-            contenders.append(Contender(candidate, trace(candidate, call, ref, fakes)))
-        except Rejected as reason:
-            rejected.append((candidate.label, str(reason)))
-            torch._logging.warning_once(
-                log, "%s: %s is not used: %s", call.op, candidate.label, str(reason)
-            )
     bench = Bench(
         call,
         fakes,
@@ -509,7 +504,11 @@ def _prepare(
         registration.benchmark_with_cudagraphs,
         registration.check,
     )
-    return _Contest(registration, call, fakes, ref, contenders, rejected, bench, started)
+    contenders = [Contender(c, functools.partial(trace, c, call, ref, fakes)) for c in candidates]
+    contest = _Contest(registration, call, fakes, ref, contenders, [], bench, started)
+    on_record = grid.recorded(registration, bench, contenders)
+    contest.drop_untraceable([c for c in contenders if c.candidate.label not in on_record])
+    return contest
 
 
 @dataclass(frozen=True)
@@ -520,7 +519,7 @@ class _Contest:
     call: BoundCall
     fakes: Sequence[Any]
     ref: Reference
-    contenders: Sequence[Contender]
+    contenders: list[Contender]
     rejected: list[tuple[str, str]]
     bench: Bench
     started: float
@@ -535,7 +534,35 @@ class _Contest:
         self, ranges: Sequence[Range], probes: Callable[[Range], Sequence[Point]]
     ) -> list[RangeResult]:
         """Measure every contender at every range's probes, and choose the winners."""
-        measured = self._measure([probes(range) for range in ranges])
+        points = [probes(range) for range in ranges]
+        while True:
+            results = self._choose(ranges, points)
+            winners = {result.winner for result in results}
+            if not self.drop_untraceable(
+                [c for c in self.contenders if c.candidate.label in winners]
+            ):
+                return results
+
+    def drop_untraceable(self, contenders: Sequence[Contender]) -> bool:
+        """Trace ``contenders``; those that can't be are out, with the reason. Whether any was."""
+        dropped = False
+        for contender in contenders:
+            label = contender.candidate.label
+            try:
+                contender.graph  # noqa: B018
+            except Rejected as reason:
+                dropped = True
+                self.contenders.remove(contender)
+                self.rejected.append((label, str(reason)))
+                torch._logging.warning_once(
+                    log, "%s: %s is not used: %s", self.call.op, label, str(reason)
+                )
+        return dropped
+
+    def _choose(
+        self, ranges: Sequence[Range], points: Sequence[Sequence[Point]]
+    ) -> list[RangeResult]:
+        measured = self._measure(points)
         rules = Rules(
             op=OP_LABEL,
             threshold=self.registration.min_speedup_threshold,
@@ -654,10 +681,12 @@ class _Contest:
             raise Unsupported(
                 f"the dispatch over its ranges cannot be traced: {reason}"
             ) from reason
-        traced = {c.candidate.key: c.graph for c in self.contenders}
+        contenders = {c.candidate.key: c for c in self.contenders}
         try:
             return [
-                traced[w.key] if w.key in traced else trace(w, self.call, self.ref, self.fakes)
+                contenders[w.key].graph
+                if w.key in contenders
+                else trace(w, self.call, self.ref, self.fakes)
                 for w in winners
             ]
         except Rejected as other:

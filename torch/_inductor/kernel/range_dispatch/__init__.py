@@ -8,7 +8,11 @@ which an op meets them:
 - ``candidates``    what competes: an implementation, its parameters, its identity, its trace
 - ``ranges``        split points, ranges, merging
 - ``inputs``        benchmark inputs for one point of the dispatch space
-- ``tuner``         the grid range x candidate: measure, choose
+- ``grid``          the grid range x candidate: from the records, or measured
+- ``signature``     the key of a call in the records; ``records``: memory and files
+- ``tuner``         one probe: compile, check, measure; ``benchmark_module``, ``verify``, ``timing``
+- ``choosing``      from measurements to winners
+- ``fingerprint``   what makes Inductor's compile caches tell registrations apart
 - ``dispatch``      the nested ``torch.cond`` for the merged ranges, and its inlining
 - ``report``        what was tuned, for people and for tools
 - ``config``        the knobs

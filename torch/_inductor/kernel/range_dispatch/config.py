@@ -25,9 +25,9 @@ force_no_merge: bool = False
 # that a drift of the machine meets all of them; the median over the rounds counts.
 tuning_rounds: int = int(os.environ.get("TORCH_RANGE_DISPATCH_ROUNDS", "5"))
 
-# Milliseconds that one timing of one candidate may take; a candidate that runs longer than that
-# is called once.
-tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS", "10"))
+# Milliseconds that one timing of one candidate may take. One that runs longer is called three times
+# a round on a CPU, and once in a CUDA graph.
+tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS", "3"))
 
 # Relative difference in time below which two candidates count as equally fast; where the spread of
 # the measurements is larger, that counts. A range splits off from its neighbour only for more.

@@ -45,6 +45,11 @@ def pinned() -> bool:
     )
 
 
+def recorded(registration: Registration, bench: Bench, contenders: Sequence[Contender]) -> set[str]:
+    """Labels of the contenders that were measured before, and so could be traced."""
+    return _Known(registration, bench, contenders).labels()
+
+
 def fill(
     registration: Registration,
     bench: Bench,
@@ -110,6 +115,12 @@ class _Known:
             c.candidate.label: signature.candidate_identity(c.candidate, call)
             for c in self.contenders
         }
+
+    def labels(self) -> set[str]:
+        """The contenders of which anything is known."""
+        if self._records is None:
+            return set()
+        return {label for label, name in self._identities.items() if self._records.knows(name)}
 
     def row(self, point: Point) -> list[Measurement | None]:
         """What is known of each contender at ``point``."""

@@ -118,13 +118,26 @@ class Records:
         """What was measured for ``candidate`` at ``probe``; files are read when needed."""
         while True:
             known = self._grid.get(probe, {}).get(candidate)
-            if known is not None or not self._unread:
+            if known is not None or not self._read_next():
                 return known
-            path = self._unread.pop(0)
-            grid = _in_file[path, self._key.digest] = _read_entry(path, self._key)
-            for at, row in grid.items():
-                mine = self._grid.setdefault(at, {})
-                mine.update({c: m for c, m in row.items() if c not in mine})
+
+    def knows(self, candidate: str) -> bool:
+        """Whether ``candidate`` was measured at any probe; files are read when needed."""
+        while True:
+            known = any(candidate in row for row in self._grid.values())
+            if known or not self._read_next():
+                return known
+
+    def _read_next(self) -> bool:
+        """Add what the next file has to what is known; False where all were read."""
+        if not self._unread:
+            return False
+        path = self._unread.pop(0)
+        grid = _in_file[path, self._key.digest] = _read_entry(path, self._key)
+        for probe, row in grid.items():
+            mine = self._grid.setdefault(probe, {})
+            mine.update({c: m for c, m in row.items() if c not in mine})
+        return True
 
     def add(self, probe: str, measured: Mapping[str, Measurement]) -> None:
         """Remember measurements by candidate; ``save`` writes them."""

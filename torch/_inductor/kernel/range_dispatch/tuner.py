@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,19 +47,28 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Contender:
-    """A candidate that was traced, with its benchmark modules once there are any.
+    """A candidate, with its trace and its benchmark modules once there are any.
 
     Attributes:
         candidate: The candidate.
-        graph: Its trace over the operands of the call.
+        trace: Traces it; see ``graph``.
         modules: The compiled benchmark modules. The first one nearly always serves all probes.
         broken: Why it is out everywhere: it does not compile, or gives another answer.
     """
 
     candidate: Candidate
-    graph: GraphModule
+    trace: Callable[[], GraphModule]
     modules: list[BenchmarkModule] = field(default_factory=list)
     broken: str | None = None
+
+    @functools.cached_property
+    def graph(self) -> GraphModule:
+        """Its trace over the operands of the call, made when it is first asked for.
+
+        Raises:
+            Rejected: It cannot be traced.
+        """
+        return self.trace()
 
     def module_at(self, point: Point) -> BenchmarkModule | None:
         """A compiled module that may run at ``point``."""
@@ -196,6 +205,7 @@ class _Probe:
         if contender.broken is not None or module is None:
             return None
         run = functools.partial(module, self.point, self.inputs)
+        check.poison_free_memory()
         with poisoned_allocations(module.function):
             outputs = run()
         synchronize(self.bench.device)
