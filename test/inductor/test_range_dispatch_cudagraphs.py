@@ -4,7 +4,6 @@
 import re
 import unittest
 
-import torch
 from range_dispatch_common import (
     counters,
     define_op,
@@ -15,6 +14,8 @@ from range_dispatch_common import (
     inductor_config,
     RangeDispatchTestCase,
 )
+
+import torch
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
@@ -48,7 +49,12 @@ def chosen(x, w):
 class CudaGraphsTest(RangeDispatchTestCase):
     def setUp(self):
         super().setUp()
-        self.op = define_op("chosen", chosen, lambda x, w: torch.empty_like(x), schema="(Tensor x, Tensor w) -> Tensor")
+        self.op = define_op(
+            "chosen",
+            chosen,
+            lambda x, w: torch.empty_like(x),
+            schema="(Tensor x, Tensor w) -> Tensor",
+        )
         register_custom_op_autotuning(
             self.op,
             configs=[CustomOpConfig(f) for f in (first, second, third)],

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a dispatch costs at run time: host time a call, for 1 to 16 branches on a tiny op.
 
-    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--device cpu|cuda] [--branches 1 3 8]
+    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--device cpu|cuda] [--branches 3 8]
 
 Compared are, on the same tiny op in the same process:
 
@@ -29,7 +29,7 @@ from unittest import mock
 
 import torch
 from torch._inductor import config as inductor_config
-from torch._inductor.kernel.custom_op import CustomOpConfig, custom_op_autotuning
+from torch._inductor.kernel.custom_op import custom_op_autotuning, CustomOpConfig
 from torch._inductor.kernel.range_dispatch import config, ir, tuner
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 
@@ -95,7 +95,7 @@ def dispatched(ends: Sequence[int], device: str, flat: bool) -> Callable[[torch.
         ),
         mock.patch.object(tuner, "measure", faked),
         mock.patch.object(ir, "supported", supported),
-        config.patch(force_no_merge=True),
+        mock.patch.object(config, "force_no_merge", True),
     ):
         function(rows(3, device))
     return function
