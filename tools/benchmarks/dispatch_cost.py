@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a dispatch costs at run time: host time a call, for 1 to 16 branches on a tiny op.
 
-    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--device cpu|cuda] [--branches 3 8]
+    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--branches 3 8]
 
 Compared are, on the same tiny op in the same process:
 
