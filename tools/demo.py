@@ -113,7 +113,7 @@ def static(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
 def cases(device: str) -> list[Case]:
     gpu = device != "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
-    hidden, k, n = (4096, 8192, 4096) if gpu else (1024, 2048, 256)
+    hidden, k, n = (4096, 8192, 4096) if gpu else (1024, 8192, 64)
 
     def tensor(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=dtype, device=device)
@@ -141,12 +141,12 @@ def cases(device: str) -> list[Case]:
             skinny_mm,
             [
                 CustomOpConfig(mm_plain),
-                CustomOpConfig(mm_split_k, k_splits=4),
-                CustomOpConfig(mm_split_k, k_splits=16),
+                CustomOpConfig(mm_split_k, k_splits=4 if gpu else 16),
+                CustomOpConfig(mm_split_k, k_splits=16 if gpu else 64),
                 CustomOpConfig(mm_as_sum),
             ],
             "a",
-            [1, 16, 128],
+            [1, 16, 128] if gpu else [4, 64, 256],
             1024,
             lambda count: (rows(count, k), b),
         ),
