@@ -5,7 +5,8 @@ which an op meets them:
 
 - ``registration``  what a user asked for, checked before anything is compiled
 - ``call``          one call of the op in the graph being lowered, bound to its schema
-- ``candidates``    what competes: an implementation, its parameters, its identity, its trace
+- ``candidates``    what competes: an implementation, its parameters, its identity
+- ``trace``         the trace of a candidate, whose outputs fit those of the op
 - ``ranges``        split points, ranges, merging
 - ``inputs``        benchmark inputs for one point of the dispatch space
 - ``grid``          the grid range x candidate: from the records, or measured
@@ -14,6 +15,7 @@ which an op meets them:
 - ``choosing``      from measurements to winners
 - ``fingerprint``   what makes Inductor's compile caches tell registrations apart
 - ``dispatch``      the nested ``torch.cond`` for the merged ranges, and its inlining
+- ``ir``            the flat n-ary dispatch node and its code generation
 - ``report``        what was tuned, for people and for tools
 - ``config``        the knobs
 - ``compat``        the differences between supported PyTorch releases
