@@ -2,6 +2,7 @@
 """The README's code runs as it is printed."""
 
 import re
+import tempfile
 from pathlib import Path
 
 from range_dispatch_common import HAS_CPU, HAS_GPU, RangeDispatchTestCase, report
@@ -17,8 +18,12 @@ class ReadmeTest(RangeDispatchTestCase):
         blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
         self.assertGreaterEqual(len(blocks), 2)
         scope: dict[str, object] = {"__name__": "readme"}
-        for block in blocks:
-            exec(compile(block, str(README), "exec"), scope)
+        with tempfile.TemporaryDirectory() as folder:
+            for i, block in enumerate(blocks):
+                # In a file of its own: the compiler reads the source of what it compiles.
+                path = Path(folder) / f"readme_{i}.py"
+                path.write_text(block)
+                exec(compile(block, str(path), "exec"), scope)
         plans = report.plans("readme::skinny_mm")
         self.assertTrue(plans)
         labels = [m.label for m in plans[0].results[0].measurements]
