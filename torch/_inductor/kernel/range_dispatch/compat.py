@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
+from torch._inductor.graph import GraphLowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -73,6 +74,11 @@ def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
         return normal(*args, **kwargs) if result is None else result
 
     lowering.lowerings[op] = guarded
+
+
+def has_lowering(op: OpOverload) -> bool:
+    """Whether ``install_lowering`` was called for ``op``, by us or (2.13 and later) by others."""
+    return op in getattr(lowering, "user_lowerings", _wrapped)
 
 
 def remove_lowering(op: OpOverload) -> None:
@@ -196,3 +202,13 @@ def drop_full_slices(graph: GraphModule) -> None:
                 node.replace_all_uses_with(node.args[0])
                 level.graph.erase_node(node)
         level.recompile()
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 graphs know nothing of streams: everything is on one.
+
+
+def stream_of(node: Node) -> int | None:
+    """The stream that the user put ``node`` on; None is the default one."""
+    find = getattr(GraphLowering, "_get_node_stream", None)
+    return None if find is None else find(node)

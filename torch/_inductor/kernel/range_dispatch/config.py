@@ -41,6 +41,11 @@ early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "3")
 # is out for that range. It is not interrupted: a kernel that hangs, hangs.
 time_limit_s: float = float(os.environ.get("TORCH_RANGE_DISPATCH_TIME_LIMIT_S", "10"))
 
+# How many of the op's neighbours in the graph may move into the branches of a dispatch, to fuse
+# there with what runs in each. The time of compiling grows with branches x neighbours; 0 leaves all
+# of them outside.
+region_nodes: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REGION_NODES", "64"))
+
 # Whether what was measured is kept, in memory and in files, and used again; see records.py.
 use_records: bool = os.environ.get("TORCH_RANGE_DISPATCH_USE_RECORDS", "1") == "1"
 

@@ -10,9 +10,10 @@ A branch reads the outer buffers by their names and assigns the outputs by their
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -31,6 +32,7 @@ from torch._inductor.codegen.wrapper import (
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
+from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -50,12 +52,46 @@ class FlatBranch:
         name: Prefix of the branch's buffers, unique in the compiled module.
         graph: From the operands to a tuple of tensors.
         config_patches: Inductor settings for this branch's kernels alone.
+        known: What holds of the sizes in this branch.
     """
 
     end: int | None
     name: str
     graph: GraphModule
     config_patches: dict[str, Any] = field(default_factory=dict)
+    known: Known | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inlined:
+    """An operand that is computed in each branch, and is not in memory outside.
+
+    Attributes:
+        loops: How; a copy of what the graph around the branches would have computed.
+        in_memory: Whether it is written to a buffer in the branch, as outside it would have been.
+    """
+
+    loops: ir.Loops
+    in_memory: bool
+
+    def read_buffers(self) -> list[Any]:
+        """The buffers of the graph being lowered that it reads."""
+        names = self.loops.get_read_names()
+        found = [V.graph.get_buffer(name) for name in names if name not in V.graph.constants]
+        return [_unboxed(buffer) for buffer in found]
+
+    def box(self) -> ir.TensorBox:
+        with ir.IRNode.current_origins(self.loops.origins):
+            box = ir.TensorBox.create(copy.copy(self.loops))
+            if self.in_memory:
+                box.realize()
+        return box
+
+
+def _unboxed(buffer: Any) -> Any:
+    while isinstance(buffer, ir.MutableBox):
+        buffer = buffer.data
+    return buffer
 
 
 def supported() -> bool:
@@ -80,32 +116,40 @@ def lower_flat(
     fakes: Sequence[Any],
     size: sympy.Expr,
     outputs: Sequence[torch.Tensor],
+    kept: Mapping[int, torch.Tensor],
 ) -> tuple[ir.TensorBox, ...]:
     """Lower every branch, and make the node that chooses between them.
 
     Args:
         branches: In ascending order; the last has no end.
-        operands: Realized IR nodes and symbolic integers.
+        operands: Realized IR nodes, symbolic integers, and what is computed in the branches.
         fakes: The operands as fake tensors and symbolic integers.
         size: What is compared with the ends.
-        outputs: The op's own outputs, whose shapes and strides every branch has.
+        outputs: The results of the branches' graphs, whose shapes and strides every branch has.
+        kept: Operands that are computed in the branches and used outside, as their place and the
+            strides that they are expected in. They are the last outputs.
     """
-    lowered = [_lower_branch(branch, operands, fakes, outputs) for branch in branches]
-    node = RangeDispatch(lowered, [o for o in operands if isinstance(o, ir.IRNode)], size)
-    return tuple(node.add_output(i, fake) for i, fake in enumerate(outputs))
+    for operand in operands:
+        for buffer in operand.read_buffers() if isinstance(operand, Inlined) else ():
+            buffer.decide_layout()
+    values = _Values(operands, fakes, outputs, kept)
+    node = RangeDispatch([_lower_branch(branch, values) for branch in branches], values, size)
+    return tuple(node.add_output(i, fake) for i, fake in enumerate([*outputs, *kept.values()]))
 
 
 class BranchLowering(SubgraphLowering):
     """One branch as a graph of its own, whose inputs are the outer buffers themselves."""
 
-    def __init__(self, branch: FlatBranch, operands: Sequence[Any], fakes: Sequence[Any]) -> None:
+    def __init__(self, branch: FlatBranch, values: _Values) -> None:
         parent = V.graph
         self.branch = branch
-        self.operands = iter(operands)
+        self.values = values
+        self.operands = iter(values.operands)
+        self.inlined: dict[Inlined, ir.TensorBox] = {}
         super().__init__(
             parent,
             gm=branch.graph,
-            example_inputs=list(fakes),
+            example_inputs=list(values.fakes),
             shape_env=parent._shape_env,
             extern_node_serializer=parent.extern_node_serializer,
             is_inference=parent.is_inference,
@@ -118,6 +162,8 @@ class BranchLowering(SubgraphLowering):
         self.constants = parent.constants
         self.constant_reprs = parent.constant_reprs
         self.allocated_constant_name = parent.allocated_constant_name
+        if branch.known is not None:
+            self.sizevars = BranchSizes(parent.sizevars.shape_env, branch.known)
         for shared in ("precomputed_replacements", "inv_precomputed_replacements"):
             setattr(self.sizevars, shared, getattr(parent.sizevars, shared))
         self.output_names: list[str] = []
@@ -128,10 +174,29 @@ class BranchLowering(SubgraphLowering):
         operand = next(self.operands)
         # Takes the example of this placeholder; the base class would make an input of it.
         torch.fx.Interpreter.placeholder(self, target, args, kwargs)
+        if isinstance(operand, Inlined):
+            return self._computed_here(operand)
         if not isinstance(operand, ir.IRNode):
             return operand
         self.add_device_info(operand.get_device())
         return ir.TensorBox(self._outer(operand))
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        # Some functions that a trace computes sizes with have no lowering; their value is known.
+        value = n.meta.get("val")
+        if n.op == "call_function" and isinstance(value, torch.SymInt):
+            return value.node.expr
+        return super().run_node(n)
+
+    def _computed_here(self, operand: Inlined) -> ir.TensorBox:
+        if operand not in self.inlined:
+            with V.set_graph_handler(self.parent):
+                buffers = operand.read_buffers()
+            for buffer in buffers:
+                self._outer(buffer)
+            self.add_device_info(operand.loops.get_device())
+            self.inlined[operand] = operand.box()
+        return self.inlined[operand]
 
     def _outer(self, operand: Any) -> Any:
         """IR for a buffer of the outer graph, or for a strided view of one."""
@@ -173,23 +238,21 @@ class BranchLowering(SubgraphLowering):
         return self.wrapper_code
 
 
-def _lower_branch(
-    branch: FlatBranch,
-    operands: Sequence[Any],
-    fakes: Sequence[Any],
-    outputs: Sequence[torch.Tensor],
-) -> BranchLowering:
-    graph = BranchLowering(branch, operands, fakes)
-    with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
-        graph.run(*fakes)
-        graph.graph_outputs = [
-            ir.ExternKernel.require_exact_strides(
-                ir.TensorBox(output),
-                [convert_symint_to_expr(s) for s in fake.stride()],
-                allow_padding=False,
-            )
-            for output, fake in zip(graph.graph_outputs, outputs, strict=True)
-        ]
+@dataclass(frozen=True)
+class _Values:
+    """What goes into every branch and comes out; see ``lower_flat``."""
+
+    operands: Sequence[Any]
+    fakes: Sequence[Any]
+    outputs: Sequence[torch.Tensor]
+    kept: Mapping[int, torch.Tensor]
+
+
+def _lower_branch(branch: FlatBranch, values: _Values) -> BranchLowering:
+    try:
+        graph = _lowered(branch, values)
+    except HintsDisagree:
+        graph = _lowered(replace(branch, known=None), values)
     parent = graph.parent
     for device in graph.device_types:
         if device not in parent.device_types:
@@ -197,6 +260,22 @@ def _lower_branch(
     parent.device_node_mapping = {**graph.device_node_mapping, **parent.device_node_mapping}
     if parent.disable_cudagraphs_reason is None:
         parent.disable_cudagraphs_reason = graph.disable_cudagraphs_reason
+    return graph
+
+
+def _lowered(branch: FlatBranch, values: _Values) -> BranchLowering:
+    graph = BranchLowering(branch, values)
+    with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
+        graph.run(*values.fakes)
+        results = [ir.TensorBox(output) for output in graph.graph_outputs]
+        results += [graph.inlined[values.operands[place]] for place in values.kept]
+        expected = [*values.outputs, *values.kept.values()]
+        graph.graph_outputs = [
+            ir.ExternKernel.require_exact_strides(
+                result, [convert_symint_to_expr(s) for s in fake.stride()], allow_padding=False
+            )
+            for result, fake in zip(results, expected, strict=True)
+        ]
     return graph
 
 
@@ -253,23 +332,33 @@ class RangeDispatch(ir.ExternKernel):
     """Runs the first branch whose end is not below ``size``."""
 
     def __init__(
-        self, branches: Sequence[BranchLowering], operands: Sequence[Any], size: sympy.Expr
+        self, branches: Sequence[BranchLowering], values: _Values, size: sympy.Expr
     ) -> None:
         self.branches = branches
         self.size = size
+        operands = values.operands
         self.results: list[DispatchOutput] = []
-        inputs = [ir.ExternKernel.realize_input(operand) for operand in operands]
-        device = next((d for o in operands if (d := o.get_device()).type != "cpu"), None)
+        loops = [operand.loops for operand in operands if isinstance(operand, Inlined)]
+        read = [operand for operand in operands if isinstance(operand, ir.IRNode)]
+        for operand in operands:
+            for buffer in operand.read_buffers() if isinstance(operand, Inlined) else ():
+                read.append(ir.TensorBox.create(buffer))
+        devices = [node.get_device() for node in (*read, *loops)]
+        symbols = self._symbols(read)
+        for computed in loops:
+            symbols |= computed.get_free_symbol_uses()
         super().__init__(
             name=None,
-            layout=ir.MultiOutputLayout(device=device or operands[0].get_device()),
-            inputs=inputs,
-            constant_args=sorted(self._symbols(operands), key=str),
+            layout=ir.MultiOutputLayout(
+                device=next((d for d in devices if d.type != "cpu"), devices[0])
+            ),
+            inputs=[ir.ExternKernel.realize_input(node) for node in read],
+            constant_args=sorted(symbols, key=str),
         )
         self.name = V.graph.register_buffer(self)
         V.graph.register_operation(self)
 
-    def _symbols(self, operands: Sequence[Any]) -> set[sympy.Symbol]:
+    def _symbols(self, operands: Iterable[Any]) -> set[sympy.Symbol]:
         """All that the bodies may refer to: a graph partition has to be given them."""
         exprs = [self.size]
         for operand in operands:
@@ -302,7 +391,7 @@ class RangeDispatch(ir.ExternKernel):
         bodies = []
         for branch in self.branches:
             branch.output_names = [result.get_name() for result in self.results]
-            body = branch.generate(V.graph, dying)
+            body = self._generate(branch, dying)
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
@@ -313,6 +402,19 @@ class RangeDispatch(ir.ExternKernel):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
         wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
+
+    def _generate(self, branch: BranchLowering, dying: OrderedSet[str]) -> BranchWrapper:
+        shared = V.graph.wrapper_code.src_to_kernel
+        defined = dict(shared)
+        try:
+            return branch.generate(V.graph, dying)
+        except HintsDisagree:
+            # Kernels that were defined for what is thrown away.
+            shared.clear()
+            shared.update(defined)
+        again = _lowered(replace(branch.branch, known=None), branch.values)
+        again.output_names = branch.output_names
+        return again.generate(V.graph, dying)
 
 
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
