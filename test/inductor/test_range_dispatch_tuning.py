@@ -25,7 +25,13 @@ from torch._inductor.kernel.custom_op import (
     CustomOpConfig,
     register_custom_op_autotuning,
 )
-from torch._inductor.kernel.range_dispatch import benchmark_module, timing, tuner, verify
+from torch._inductor.kernel.range_dispatch import (
+    benchmark_module,
+    row,
+    timing,
+    tuner,
+    verify,
+)
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
 from torch._inductor.test_case import TestCase
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
@@ -312,25 +318,25 @@ class FaultsTest(TuningTestCase):
 
     def test_clearly_slower_is_timed_in_two_rounds(self):
         calls = {}
-        real = tuner.make_timer
+        real = row.make_timer
 
-        def counting(run, device, cudagraphs):
+        def counting(run, device, cudagraphs, captured):
             label = f"timer {len(calls)}"
             calls[label] = 0
             times = iter([[1.0, 1.0, 1.0, 1.0], [50.0, 1.0, 1.0, 1.0], [4.0, 4.0]][len(calls) - 1])
             real(run, device, cudagraphs)
 
-            def timer():
+            def time():
                 calls[label] += 1
                 return next(times)
 
-            return timer
+            return timing.Timer("faked", time)
 
         register_custom_op_autotuning(
             self.op, configs=[CustomOpConfig(right), CustomOpConfig(reordered)]
         )
         with (
-            mock.patch.object(tuner, "make_timer", counting),
+            mock.patch.object(row, "make_timer", counting),
             config.patch(tuning_rounds=4, early_stop=3.0),
         ):
             torch.compile(lambda x: self.op(x))(torch.randn(8, 6))
