@@ -34,7 +34,7 @@ from torch.testing._internal.common_utils import instantiate_parametrized_tests,
 
 KEY = Key("lib::op.default", "A CPU", {"operands": []}, {"torch": "2.0"})
 ROW = {
-    "aaaa": Measurement("fast", 0.25, 0.01),
+    "aaaa": Measurement("fast", 0.25, 0.01, method="clock"),
     "bbbb": Measurement("failing", math.inf, 0.0, "it fails", everywhere=True),
 }
 
@@ -86,7 +86,8 @@ class FilesTest(TestCase):
         (entry,) = content["entries"].values()
         self.assertEqual(entry["signature"], {"operands": []})
         self.assertEqual(
-            entry["probes"]["64"]["aaaa"], {"label": "fast", "milliseconds": 0.25, "spread": 0.01}
+            entry["probes"]["64"]["aaaa"],
+            {"label": "fast", "milliseconds": 0.25, "spread": 0.01, "method": "clock"},
         )
         self.save(ROW)
         self.assertEqual(self.path.read_text(), text)
@@ -265,7 +266,9 @@ class TunedOnceTest(RangeDispatchTestCase):
             self.enterContext(patch)
         self.op = define_op("tripled", tripled)
 
-    def measured(self, *functions, n=3, call=None, new_process=True, dtype=None, **options):
+    def measured(
+        self, *functions, n=3, call=None, new_process=True, dtype=None, method="", **options
+    ):
         """Tune in what might be a new process: probe and labels of what the tuner measured."""
         if new_process:
             records.forget()
@@ -282,7 +285,8 @@ class TunedOnceTest(RangeDispatchTestCase):
         def fake(bench, contenders, point):
             labels = [c.candidate.label for c in contenders]
             calls.append((point.size, *labels))
-            return [Measurement(label, 2.0 if label == OP_LABEL else 1.0) for label in labels]
+            times = [2.0 if label == OP_LABEL else 1.0 for label in labels]
+            return [Measurement(*m, method=method) for m in zip(labels, times, strict=True)]
 
         call = call or (lambda x: self.op(x))
         with mock.patch.object(tuner, "measure", fake):
@@ -340,6 +344,14 @@ class TunedOnceTest(RangeDispatchTestCase):
         )
         patched = CustomOpConfig(by_sum, config_patches={"max_autotune": False})
         self.assertEqual(len(self.measured(patched)), 2)
+
+    def test_times_by_different_methods_are_not_compared(self):
+        """As on a GPU where what is new can't be captured in a CUDA graph."""
+        self.measured(by_sum, method="CUDA graph")
+        again = self.measured(by_sum, by_half, method="events")
+        whole = ("by_sum", "by_half", OP_LABEL)
+        self.assertEqual(again, [(4, "by_half"), (4, *whole), (8, "by_half"), (8, *whole)])
+        self.assertEqual(self.measured(by_sum, by_half, method="events"), [])
 
     def test_the_signature_is_part_of_the_key(self):
         self.measured(by_sum)

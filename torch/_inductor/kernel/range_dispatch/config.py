@@ -38,20 +38,20 @@ noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "3"))
 
 # Seconds that one call of a candidate may take at a probe, kernels compiled; one that takes longer
-# is out for that range. It is not interrupted, a kernel that hangs, hangs, unless it is measured in a
-# subprocess: that is ended when there was no sign of life from it for five times as long.
+# is out for that range. It is not interrupted: a kernel that hangs, hangs. In a subprocess it is
+# ended when there was no sign of life from it for five times as long.
 time_limit_s: float = float(os.environ.get("TORCH_RANGE_DISPATCH_TIME_LIMIT_S", "10"))
 
-# Measure in a subprocess, so that a candidate that reads memory that is not its own, aborts or hangs
-# can't take this process along. It is out then, everywhere or, where it hung, for that range.
+# Measure in a subprocess, so that a candidate that reads memory that is not its own, aborts or
+# hangs can't take this process along. It is out then, everywhere or, if it hung, for that range.
 #
 # What it costs: on a CPU a fork for each row of the grid, some milliseconds. On a GPU one new
 # interpreter, which takes as long to start as importing torch and the user's main module does, a
-# context of its own on the device, and the inputs copied there through a file; a candidate that ends
-# it makes it start again. What a candidate needs there must be defined when the main module is
-# imported, outside of `if __name__ == "__main__"`, and compiling must be inside. Where that is not so,
-# and in a daemonic process, which may start no other, nothing is measured, with one warning, and the
-# op itself runs.
+# context of its own on the device, and the inputs copied there through a file; where a candidate
+# ends it, it is started again. What a candidate needs there must be defined by importing the main
+# module, outside of `if __name__ == "__main__"`, and compiling must be inside. Where that is not
+# so, and in a daemonic process, which may start no other, nothing is measured, with one warning,
+# and the op itself runs.
 measure_in_subprocess: bool = os.environ.get("TORCH_RANGE_DISPATCH_SUBPROCESS") == "1"
 
 # Whether what was measured is kept, in memory and in files, and used again; see records.py.

@@ -232,7 +232,8 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
     milliseconds, spread = float(milliseconds), float(value["spread"])
     if not (math.isfinite(milliseconds) and milliseconds >= 0 and spread >= 0):
         raise ValueError(f"a time of {milliseconds}")
-    return Measurement(str(value["label"]), milliseconds, spread)
+    method = str(value.get("method", ""))
+    return Measurement(str(value["label"]), milliseconds, spread, method=method)
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -243,11 +244,12 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
             "error": measurement.error,
             "everywhere": measurement.everywhere,
         }
-    return {
+    timed = {
         "label": measurement.label,
         "milliseconds": measurement.milliseconds,
         "spread": measurement.spread,
     }
+    return {**timed, "method": measurement.method} if measurement.method else timed
 
 
 def _merge_into(path: Path, key: Key, grid: Grid) -> None:

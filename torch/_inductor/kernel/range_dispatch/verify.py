@@ -244,9 +244,7 @@ class Check:
         """Whether the op gives the same answer twice; one that draws random numbers does not."""
         if self._repeats is None:
             assert self._expected is not None
-            again = find_mismatch(
-                self._run_op(), self._expected, self._tolerances, self._scales
-            )
+            again = find_mismatch(self._run_op(), self._expected, self._tolerances, self._scales)
             self._repeats = again is None
             if again is not None:
                 log.info("%s: answers are not compared: it differs from itself", self._call.op)

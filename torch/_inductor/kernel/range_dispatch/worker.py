@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -42,6 +41,8 @@ log = logging.getLogger(__name__)
 # How many calls a worker may be silent for: those of one timing that is as short as it gets, and
 # those around it.
 _SILENT_CALLS = 5
+# The process's name, by which it knows itself while it imports the user's main module.
+_NAME = "range_dispatch_worker"
 # Seconds for a worker to start, the user's main module included, and to load what it measures.
 _START_S = 300.0
 
@@ -68,7 +69,10 @@ def measure(make_row: Callable[[], Row]) -> dict[int, Measurement]:
 
     Raises:
         NotMeasured: There is no worker, or it lacks something that a candidate needs.
+        SystemExit: This is the worker, which is importing a main module that compiles.
     """
+    if multiprocessing.current_process().name == _NAME:
+        raise SystemExit("compiling must be inside of `if __name__ == '__main__'`")
     row = make_row()
     point, labels = row.point, [entrant.label for entrant in row.entrants]
     if _method(row.device) == "fork":
@@ -109,7 +113,7 @@ class _Worker:
     def __init__(self, method: str, target: Callable[..., None], *args: Any) -> None:
         context: Any = multiprocessing.get_context(method)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=target, args=(theirs, *args), daemon=True)
+        self.process = context.Process(name=_NAME, target=target, args=(theirs, *args), daemon=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of forking where there are threads
@@ -149,7 +153,10 @@ class _Worker:
     def _ended(self, at: int | None, why: str, everywhere: bool) -> _Ended:
         self.end()
         if at is None:
-            raise NotMeasured(f"before a candidate ran, {why}")
+            raise NotMeasured(
+                f"before a candidate ran, {why}. On a GPU the main module is imported there; "
+                "compiling must be inside of `if __name__ == '__main__'`"
+            )
         if not everywhere:
             why += f", and was ended (config.time_limit_s is {config.time_limit_s:g} s)"
         return _Ended(at, why, everywhere)
