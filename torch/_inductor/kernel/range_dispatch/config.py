@@ -70,8 +70,8 @@ deterministic: bool = os.environ.get("TORCH_RANGE_DISPATCH_DETERMINISTIC") == "1
 # Seed of the generated benchmark inputs. The global generators are neither read nor advanced.
 input_seed: int = 0
 
-# Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so
-# that Inductor's compile caches, which hash config modules, see a changed registration.
+# Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so that
+# Inductor's compile caches, which hash config modules, see a changed registration.
 registrations: str = ""
 
 
