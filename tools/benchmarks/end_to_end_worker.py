@@ -29,8 +29,8 @@ Function = Callable[..., Any]
 
 # Relative to the root mean square; what is further off computes something else.
 TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3}
-# Seconds that one measurement of one function may take, about.
-GPU_SECONDS = 0.03
+# What one measurement of one function may take, about, and its calls at most.
+GPU_SECONDS, GPU_CALLS = 0.03, 20
 CPU_SECONDS = 0.3
 # Other processes may hold memory for a moment while all compile.
 TRIES = 3
@@ -61,6 +61,8 @@ class Session:
         self.dimensions = self.workload.dimensions[form]
         weights = self.workload.weights
         self.weights = make_tensors(lambda: weights(self.dimensions), device, self.dtype, 0)
+        if device == "cuda":
+            measuring.marker_name()  # takes a second, now in all processes at the same time
         return {
             "device": measuring.device_name(device),
             "torch": torch.__version__,
@@ -157,13 +159,14 @@ class Session:
 
     # --- measuring ---
 
-    def measure(self, keys: list[str], size: int, check: bool = False) -> Reply:
+    def measure(self, keys: list[str], size: int, final: bool) -> Reply:
         """Times of functions at a size, the rest in ``errors``.
 
-        On a GPU ``microseconds`` is the time of the kernels, and ``host`` that of the call.
+        On a GPU ``microseconds`` is the time of the kernels, and ``host`` that of the call. What
+        is ``final`` is measured longer, and its results are checked.
         """
         inputs = self.inputs(size)
-        reference = self.workload.with_ops()(*inputs) if check else None
+        reference = self.workload.with_ops()(*inputs) if final else None
         ready: dict[str, Callable[[], Any]] = {}
         errors: dict[str, str] = {}
         times: dict[str, Reply] = {}
@@ -172,7 +175,7 @@ class Session:
                 function = self.functions[key]
                 result = function(*inputs)
                 times[key] = {}
-                if check:
+                if final:
                     times[key]["error"] = measuring.relative_error(result, reference)
                     times[key]["wrong"] = times[key]["error"] > TOLERANCES[self.dtype]
                 del result
@@ -180,24 +183,27 @@ class Session:
             except Exception as error:
                 errors[key] = reason(error)
         del reference
-        for key, found in self._times(ready).items():
+        for key, found in self._times(ready, final).items():
             times[key] |= found
         self.free_memory()
         return {"times": {key: times[key] for key in ready}, "errors": errors}
 
-    def _times(self, ready: dict[str, Callable[[], Any]]) -> dict[str, Reply]:
+    def _times(self, ready: dict[str, Callable[[], Any]], final: bool) -> dict[str, Reply]:
         if not ready:
             return {}
+        share = 1.0 if final else 0.3
         if self.device != "cuda":
-            found = measuring.budgeted_call_times(ready, CPU_SECONDS)
+            found = measuring.budgeted_call_times(ready, share * CPU_SECONDS)
             return {key: asdict(time) for key, time in found.items()}
-        kernels = measuring.kernel_times(ready, GPU_SECONDS)
-        slowest = max(time.microseconds for time in kernels.values())
-        calls = max(3, min(20, int(GPU_SECONDS * 1e6 / slowest)))
-        host = measuring.call_times(ready, calls=1, rounds=5, batches=calls)
-        return {
-            key: asdict(time) | {"host": host[key].microseconds} for key, time in kernels.items()
-        }
+        kernels = measuring.kernel_times(ready, share * GPU_SECONDS, int(share * GPU_CALLS))
+        times = {key: asdict(time) for key, time in kernels.items()}
+        if final:
+            slowest = max(time.microseconds for time in kernels.values())
+            calls = max(3, min(20, int(GPU_SECONDS * 1e6 / slowest)))
+            hosts = measuring.call_times(ready, calls=1, rounds=5, batches=calls)
+            for key, host in hosts.items():
+                times[key]["host"] = host.microseconds
+        return times
 
 
 @contextlib.contextmanager

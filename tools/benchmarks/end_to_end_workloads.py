@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,17 +49,25 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Op:
-    """A custom op and its implementations by label, the plain one first."""
+    """A custom op and its implementations by label, the plain one first.
+
+    Attributes:
+        tokens_of: The argument whose first dimension are the tokens.
+        values: For arguments that tuning should not fill with standard normal values, a function
+            from a fake tensor to a real one.
+    """
 
     custom_op: Any
     tokens_of: str
     implementations: Mapping[str, Implementation]
+    values: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def register(self, split_points: Sequence[int], top: int) -> None:
         """Register it with the patch or with stock, whichever this process has."""
         register_custom_op_autotuning(
             self.custom_op,
             configs=[i.config() for i in self.implementations.values()],
+            input_gen_fns=dict(self.values),
             dispatch_on={"tensor_name": self.tokens_of, "dim": 0, "range_upper_bound": top},
             split_points=list(split_points),
         )
@@ -269,14 +277,15 @@ def attend_library(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = (q.transpose(0, 1) @ k.mT).float() / math.sqrt(q.shape[-1])
+    scores = (q.transpose(0, 1) / math.sqrt(q.shape[-1]) @ k.mT).float()
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(0, 1).contiguous()
 
 
 def attend_split(q: Tensor, k: Tensor, v: Tensor, splits: int) -> Tensor:
     """Parts of the cache on their own, then their sum by weight: parallel where tokens are few."""
     keys, values = k.unflatten(1, (splits, -1)), v.unflatten(1, (splits, -1))
-    scores = (q.transpose(0, 1)[:, None] @ keys.mT).float() / math.sqrt(q.shape[-1])
+    queries = q.transpose(0, 1)[:, None] / math.sqrt(q.shape[-1])
+    scores = (queries @ keys.mT).float()
     highest = scores.amax(-1, keepdim=True)
     powers = (scores - highest).exp()
     parts = (powers.to(v.dtype) @ values).float()
@@ -295,6 +304,11 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.shape)
 
 
+def moderate(fake: Tensor) -> Tensor:
+    """Queries for which scores rounded to bfloat16 are as exact as the results have to be."""
+    return torch.randn(fake.shape, dtype=fake.dtype, device=fake.device) / 2
+
+
 ATTEND = Op(
     attend,
     "q",
@@ -304,6 +318,7 @@ ATTEND = Op(
         "split=8": Implementation(attend_split, {"splits": 8}),
         "split=32": Implementation(attend_split, {"splits": 32}, most_tokens=1024),
     },
+    {"q": moderate},
 )
 
 
@@ -440,7 +455,7 @@ def block_model(ops: Mapping[str, Function]) -> Function:
 
 
 def _few(op: Op, *labels: str) -> Op:
-    return Op(op.custom_op, op.tokens_of, {label: op.implementations[label] for label in labels})
+    return replace(op, implementations={label: op.implementations[label] for label in labels})
 
 
 # --- tensors; device and dtype are the caller's ---
@@ -510,7 +525,7 @@ WORKLOADS: dict[str, Workload] = {
         {"attend": ATTEND},
         attention_model,
         _hidden,
-        lambda d: (_normal(d["hidden"]), *_cache(d)),
+        lambda d: (_normal(d["hidden"], spread=0.5), *_cache(d)),
         {
             "cuda": {"hidden": 2048, "heads": 16, "positions": 4096},
             "cpu": {"hidden": 256, "heads": 4, "positions": 1024},

@@ -83,7 +83,9 @@ def budgeted_call_times(functions: Mapping[str, Call], seconds: float) -> dict[s
     return call_times(functions, calls, rounds, batches)
 
 
-def kernel_times(functions: Mapping[str, Call], seconds: float = 0.1) -> dict[str, Time]:
+def kernel_times(
+    functions: Mapping[str, Call], seconds: float = 0.1, most: int = 30
+) -> dict[str, Time]:
     """Time that the device spends on a call: the sum of the durations of its kernels.
 
     Between two calls stands a marker, a kernel that does nothing else, so that one profiler
@@ -92,13 +94,14 @@ def kernel_times(functions: Mapping[str, Call], seconds: float = 0.1) -> dict[st
     Args:
         functions: What is compared. Each has been called before. They run on the current stream.
         seconds: About what the calls of one function may take together.
+        most: Calls of each function at most.
 
     Raises:
         RuntimeError: The profiler lost activities, twice.
     """
     slowest = max(_once(function) for function in functions.values())
-    rounds = max(5, min(30, int(seconds / slowest)))
-    marker = _marker()
+    rounds = max(5, min(most, int(seconds / slowest)))
+    marker = marker_name()
     order = [name for turn in range(rounds) for name in _in_turn(list(functions), turn)]
     for _ in range(2):
         for function in functions.values():  # the clock of an idle device is lower
@@ -108,6 +111,16 @@ def kernel_times(functions: Mapping[str, Call], seconds: float = 0.1) -> dict[st
         if len(parts) == len(order):
             return _by_name(order, parts)
     raise RuntimeError(f"the profiler saw {len(parts)} calls of {len(order)}")
+
+
+@cache
+def marker_name() -> str:
+    """What the profiler calls the marker's kernel. The first call starts the profiler up."""
+    torch.cuda._sleep(1)
+    names = {name for name, _, _ in _profiled(lambda: torch.cuda._sleep(1))}
+    if len(names) != 1:
+        raise RuntimeError(f"the profiler saw {sorted(names)} in place of one marker")
+    return names.pop()
 
 
 def split_at(marker: str, activities: Iterable[Activity]) -> list[list[Activity]]:
@@ -183,16 +196,6 @@ def _with_markers(functions: Iterable[Call]) -> None:
     torch.cuda._sleep(1)
 
 
-@cache
-def _marker() -> str:
-    """The name of the marker's kernel, as the profiler calls it."""
-    torch.cuda._sleep(1)
-    names = {name for name, _, _ in _profiled(lambda: torch.cuda._sleep(1))}
-    if len(names) != 1:
-        raise RuntimeError(f"the profiler saw {sorted(names)} in place of one marker")
-    return names.pop()
-
-
 def _profiled(function: Call) -> list[Activity]:
     """What the device did in a call."""
     cuda = torch.profiler.ProfilerActivity.CUDA
@@ -200,10 +203,11 @@ def _profiled(function: Call) -> list[Activity]:
     with torch.profiler.profile(activities=[cuda]) as profile:
         function()
         synchronize()
+    # Not profile.events(), which takes many times as long to describe them.
     return [
-        (event.name, event.time_range.start, event.time_range.elapsed_us())
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        (event.name(), event.start_ns() / 1e3, event.duration_ns() / 1e3)
+        for event in profile.profiler.kineto_results.events()
+        if event.device_type() == torch.autograd.DeviceType.CUDA
     ]
 
 
