@@ -98,6 +98,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.logs:
             args.logs.mkdir(parents=True, exist_ok=True)
         records = Records(args.json)
+        records.add("run", workloads=args.workloads)
         # With many cores all workloads are compiled at once, otherwise one after another.
         batch = len(NAMES) if args.processes >= 8 else 1
         clock = Clock(args.time_limit, args.workloads, batch)

@@ -35,7 +35,10 @@ class Compared:
 
 
 def workloads(records: Sequence[Record]) -> list[str]:
-    return [r["workload"] for r in records if r["kind"] == "workload"]
+    """Those that were started, in the order in which they were asked for."""
+    started = {r["workload"] for r in records if r["kind"] == "workload"}
+    asked = [name for r in records if r["kind"] == "run" for name in r["workloads"]]
+    return [name for name in dict.fromkeys([*asked, *sorted(started)]) if name in started]
 
 
 def figures(records: Sequence[Record], workload: str, rival: str) -> dict[str, dict[int, Record]]:

@@ -228,6 +228,9 @@ def main() -> None:
     wanted = os.environ.get("TORCH_RANGE_DISPATCH") != "0"
     if patched() != wanted:
         sys.exit(f"the patch is {'not ' if wanted else ''}in effect: {custom_op.__file__}")
+    # The constants of an implementation are constants for every rival, not sizes or inputs.
+    torch._dynamo.config.specialize_int = True
+    torch._dynamo.config.specialize_float = True
     serve(Session().handle)
 
 

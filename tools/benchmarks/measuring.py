@@ -75,11 +75,11 @@ def call_times(
 
 
 def budgeted_call_times(functions: Mapping[str, Call], seconds: float) -> dict[str, Time]:
-    """``call_times`` with as many calls as fit, each function taking about ``seconds``."""
-    slowest = max(_once(function) for function in functions.values())
-    rounds = max(3, min(30, int(seconds / slowest)))
-    batches = 3 if seconds > 3 * rounds * slowest else 1
-    calls = max(1, min(200, int(seconds / slowest / rounds / batches)))
+    """``call_times`` with as many calls as fit into about ``seconds`` a function."""
+    once = statistics.mean(_once(function) for function in functions.values())
+    rounds = max(3, min(30, int(seconds / once)))
+    batches = 3 if seconds > 3 * rounds * once else 1
+    calls = max(1, min(200, int(seconds / once / rounds / batches)))
     return call_times(functions, calls, rounds, batches)
 
 
@@ -93,14 +93,14 @@ def kernel_times(
 
     Args:
         functions: What is compared. Each has been called before. They run on the current stream.
-        seconds: About what the calls of one function may take together.
+        seconds: About what the calls of a function may take together, in the mean.
         most: Calls of each function at most.
 
     Raises:
         RuntimeError: The profiler lost activities, twice.
     """
-    slowest = max(_once(function) for function in functions.values())
-    rounds = max(5, min(most, int(seconds / slowest)))
+    once = statistics.mean(_once(function) for function in functions.values())
+    rounds = max(5, min(most, int(seconds / once)))
     marker = marker_name()
     order = [name for turn in range(rounds) for name in _in_turn(list(functions), turn)]
     for _ in range(2):
@@ -116,11 +116,11 @@ def kernel_times(
 @cache
 def marker_name() -> str:
     """What the profiler calls the marker's kernel. The first call starts the profiler up."""
-    torch.cuda._sleep(1)
-    names = {name for name, _, _ in _profiled(lambda: torch.cuda._sleep(1))}
-    if len(names) != 1:
-        raise RuntimeError(f"the profiler saw {sorted(names)} in place of one marker")
-    return names.pop()
+    for _ in range(3):  # the first session may come too early to see anything
+        names = {name for name, _, _ in _profiled(lambda: torch.cuda._sleep(1))}
+        if len(names) == 1:
+            return names.pop()
+    raise RuntimeError(f"the profiler saw {sorted(names)} in place of one marker")
 
 
 def split_at(marker: str, activities: Iterable[Activity]) -> list[list[Activity]]:
