@@ -75,6 +75,11 @@ class BoundCall:
         value = self.arguments.get(name)
         return value if isinstance(value, Operand) else None
 
+    def holds_operand(self, name: str) -> bool:
+        """Whether an operand is in the argument ``name``: alone, or in a list."""
+        leaves = pytree.tree_leaves(self.arguments[name])
+        return any(isinstance(leaf, Operand) for leaf in leaves)
+
     def names(self) -> list[str]:
         """For each operand the argument it came in, as ``x`` or, out of a list, ``xs[1]``."""
         found: dict[int, str] = {}

@@ -12,8 +12,9 @@ from torch.utils._config_module import install_config_module
 
 
 # Test switch, on every release: True makes an implementation win over the op itself wherever one
-# can be used, False makes the op itself win, None lets the measurements decide. Where the release
-# has torch._inductor.config.test_configs.force_custom_op_decomposition, that works as well.
+# can be used, whatever it returns; False makes the op itself win; None lets the measurements
+# decide. Where the release has torch._inductor.config.test_configs.force_custom_op_decomposition,
+# that works as well.
 force_decomposition: bool | None = None
 
 # Test switch, on every release: ranges with the same winner stay apart, so that a dispatch is
