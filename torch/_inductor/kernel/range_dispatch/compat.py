@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
+from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
+from torch._inductor.graph import GraphLowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
 from torch.fx import GraphModule
@@ -196,3 +198,39 @@ def drop_full_slices(graph: GraphModule) -> None:
                 node.replace_all_uses_with(node.args[0])
                 level.graph.erase_node(node)
         level.recompile()
+
+
+# ---------------------------------------------------------------------------------------------
+# The C++ wrapper's memos of what its code has declared so far, and 2.15's name of one of them.
+
+_DECLARED = (
+    "allocated_workspaces",
+    "codegen_int_array_var_cache",
+    "computed_sizes",
+    "custom_op_wrapper_loaded",
+    "last_seen_device_guard_index",
+    "unbacked_symbol_decls",
+    "used_cond_predicate",
+    "used_switch_selector",  # 2.15; before that, used_cond_predicate
+)
+
+
+def block_state(wrapper: Any) -> list[str]:
+    """The attributes of a C++ wrapper that hold lines, or what those have declared and freed."""
+    return ["lines", "freed", *(name for name in _DECLARED if hasattr(wrapper, name))]
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 generates Python before C++ and runs it, to tune Triton kernels, unless they are tuned at
+# compile time. Elsewhere kernels are tuned when they first run, but for AOTInductor there is a
+# first pass still, in Python or in C++.
+
+
+def runs_in_python_first(graph: GraphLowering) -> bool:
+    """Whether code that is run to tune the kernels of ``graph`` comes before its C++."""
+    if inductor_config.triton.autotune_at_compile_time:
+        return False
+    lazy = hasattr(DeferredTritonCallWrapper, "generate_lazy")
+    return (graph.aot_mode or not lazy) and any(
+        device not in ("cpu", "meta") for device in graph.device_types
+    )

@@ -25,20 +25,19 @@ from torch._inductor.codegen.common import (
     get_wrapper_codegen_for_device,
     IndentedBuffer,
 )
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import (
     PythonWrapperCodegen,
     SubgraphPythonWrapperCodegen,
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
+from torch._inductor.kernel.range_dispatch import ir_cpp
+from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.utils._ordered_set import OrderedSet
-
-
-# More branches than this are found by halving, so that the chain stays short.
-LONGEST_CHAIN = 8
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,19 @@ class FlatBranch:
 def supported() -> bool:
     """Whether the wrapper that V.graph will be generated with knows the flat node.
 
-    The C++ and FX wrappers, and wrappers of other backends, get the stock conditional.
+    The FX wrapper, and wrappers of other backends, get the stock conditional.
     """
     graph = V.graph
-    if graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper or inductor_config.cpp_wrapper:
+    cpp = bool(graph.cpp_wrapper)
+    if graph.fx_wrapper or cpp != inductor_config.cpp_wrapper or (graph.aot_mode and not cpp):
         return False
     wrappers = {
-        get_wrapper_codegen_for_device(device, cpp_wrapper=False)
+        get_wrapper_codegen_for_device(device, cpp_wrapper=cpp)
         for device in {"cpu", *graph.device_types}
         if device != "meta"
     }
+    if cpp:
+        return wrappers <= ir_cpp.WRAPPERS and ir_cpp.supported(graph)
     return wrappers == {PythonWrapperCodegen}
 
 
@@ -107,6 +109,8 @@ class BranchLowering(SubgraphLowering):
             gm=branch.graph,
             example_inputs=list(fakes),
             shape_env=parent._shape_env,
+            cpp_wrapper=parent.cpp_wrapper,
+            aot_mode=parent.aot_mode,
             extern_node_serializer=parent.extern_node_serializer,
             is_inference=parent.is_inference,
             is_backward=parent.is_backward,
@@ -120,7 +124,7 @@ class BranchLowering(SubgraphLowering):
         self.allocated_constant_name = parent.allocated_constant_name
         for shared in ("precomputed_replacements", "inv_precomputed_replacements"):
             setattr(self.sizevars, shared, getattr(parent.sizevars, shared))
-        self.output_names: list[str] = []
+        self.output_names: list[str | None] = []
         self.dying: OrderedSet[str] = OrderedSet()
 
     def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
@@ -219,7 +223,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
 
     def generate_return(self, output_refs: list[str]) -> None:
         for name, ref in zip(self.graph.output_names, output_refs, strict=True):
-            self.wrapper_call.writeline(f"{name} = {ref}")
+            if name is not None:
+                self.wrapper_call.writeline(f"{name} = {ref}")
         # The scope does not end here, so what a return would let go of must be let go of.
         if bound := self._still_bound():
             self.wrapper_call.writeline(f"del {', '.join(bound)}")
@@ -294,21 +299,32 @@ class RangeDispatch(ir.ExternKernel):
         self.results.append(DispatchOutput(layout, self, [(list, index)]))
         return ir.TensorBox.create(self.results[-1])
 
+    def output_names(self) -> list[str | None]:
+        """What the branches assign; None for an output that nothing reads."""
+        names = [result.get_name() for result in self.results]
+        return [None if name in V.graph.removed_buffers else name for name in names]
+
     def codegen(self, wrapper: PythonWrapperCodegen) -> None:
         scheduler = V.graph.scheduler
         names = OrderedSet(name for branch in self.branches for name in branch.graph_inputs)
         ended = scheduler.buffer_names_to_free - V.graph.removed_buffers - wrapper.freed
         dying = OrderedSet(name for name in names if name in ended and _can_free(name, wrapper))
+        if isinstance(wrapper, CppWrapperCpu):
+            ir_cpp.write_dispatch(wrapper, self, dying)
+        else:
+            self._write_dispatch(wrapper, dying)
+        # Every path has freed them, and the node itself is no object at run time.
+        wrapper.freed |= dying | OrderedSet([self.get_name()])
+
+    def _write_dispatch(self, wrapper: PythonWrapperCodegen, dying: OrderedSet[str]) -> None:
         bodies = []
         for branch in self.branches:
-            branch.output_names = [result.get_name() for result in self.results]
+            branch.output_names = self.output_names()
             body = branch.generate(V.graph, dying)
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
             bodies.append(_Body(branch.branch.end, body.wrapper_call, dying - body.outer_freed))
-        # Every path has freed them, and the node itself is no object at run time.
-        wrapper.freed |= dying | OrderedSet([self.get_name()])
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
@@ -351,27 +367,19 @@ class DispatchLine(WrapperLine):
         if not size.isidentifier():
             size = f"{self.name}_size"
             code.writeline(f"{size} = {self.size}")
-        self._choose(code, size, self.bodies)
 
-    def _choose(self, code: IndentedBuffer, size: str, bodies: Sequence[_Body]) -> None:
-        if len(bodies) > LONGEST_CHAIN:
-            half = len(bodies) // 2
-            with _block(code, f"if {size} <= {bodies[half - 1].end}:"):
-                self._choose(code, size, bodies[:half])
-            with _block(code, "else:"):
-                self._choose(code, size, bodies[half:])
-            return
-        for i, body in enumerate(bodies):
-            last = i == len(bodies) - 1
-            test = "else:" if last else f"{'elif' if i else 'if'} {size} <= {body.end}:"
-            with _block(code, test):
-                if body.unused:
-                    code.writeline(f"del {', '.join(body.unused)}")
-                code.splice(body.lines)
+        @contextlib.contextmanager
+        def block(kind: str, end: int | None) -> Iterator[None]:
+            code.writeline(f"{kind}:" if end is None else f"{kind} {size} <= {end}:")
+            with code.indent():
+                yield
 
+        def arm(body: _Body) -> Arm:
+            return Arm(body.end, lambda: self._write(code, body))
 
-@contextlib.contextmanager
-def _block(code: IndentedBuffer, head: str) -> Iterator[None]:
-    code.writeline(head)
-    with code.indent():
-        yield
+        write_chain([arm(body) for body in self.bodies], block)
+
+    def _write(self, code: IndentedBuffer, body: _Body) -> None:
+        if body.unused:
+            code.writeline(f"del {', '.join(body.unused)}")
+        code.splice(body.lines)
