@@ -234,7 +234,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
         bound: dict[str, None] = {}
         own = re.escape(self.graph.name)
         for line in self.wrapper_call.getvalue().splitlines():
-            if assigned := re.match(rf"\s*({own}_\w+) = ", line):
+            # A conditional's argument lists are bound on one path only, and empty after the call.
+            if assigned := re.match(rf"\s*({own}_\w+)(?<!_args) = ", line):
                 bound[assigned.group(1)] = None
             for deleted in re.findall(r"\bdel ([\w, ]+)", line.partition("#")[0]):
                 for name in deleted.split(", "):
@@ -334,7 +335,10 @@ class RangeDispatch(ir.ExternKernel):
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
     buffer = V.graph.scheduler.name_to_buf.get(name)
     if buffer is not None:
-        return bool(buffer.can_free())
+        # Memory of a pool is not freed before the pool, and the planner of pools has to see that
+        # the buffer lives until after the node.
+        pooled = inductor_config.memory_planning and V.graph.is_inference
+        return not pooled and bool(buffer.can_free())
     if isinstance(wrapper, BranchWrapper):
         return wrapper.may_free(name)
     return name in V.graph.graph_inputs

@@ -66,7 +66,9 @@ def _generate(
     outputs: Sequence[str | None],
 ) -> _Body:
     outer = V.graph
-    settings = {"graph_partition": False, **branch.branch.config_patches}
+    # Memory pools would be declared in one block and used in another.
+    settings = {"graph_partition": False, "memory_planning": False}
+    settings |= branch.branch.config_patches
     with (
         _block_of_its_own(wrapper),
         _codegened(wrapper, branch),
@@ -84,8 +86,7 @@ def _generate(
         _hand_over(wrapper, branch, outputs)
         if unused := dying - wrapper.freed - _freed_in(wrapper.lines):
             wrapper.lines.insert(0, wrapper.make_free_by_names(list(unused)))
-        # Without memory pools: those would be declared in one block and used in another.
-        wrapper.run_wrapper_ir_passes(is_inference=False)
+        wrapper.run_wrapper_ir_passes(branch.is_inference)
         return _Body(branch, wrapper.lines)
 
 
@@ -118,17 +119,8 @@ def _hand_over(
 ) -> None:
     """Move the branch's outputs into those of the node."""
     for name, output in zip(outputs, branch.graph_outputs, strict=True):
-        if name is None:
-            continue
-        source = output.codegen_reference()
-        if source in branch.constants:
-            # It belongs to the model.
-            wrapper.writeline(f"AtenTensorHandle {name}_handle;")
-            wrapper.writeline(
-                f"AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_clone({source}, &{name}_handle));"
-            )
-            source = f"RAIIAtenTensorHandle({name}_handle)"
-        wrapper.writeline(f"{name} = std::move({source});")
+        if name is not None:
+            wrapper.writeline(f"{name} = std::move({output.codegen_reference()});")
 
 
 def _freed_in(lines: Sequence[Any]) -> OrderedSet[str]:
