@@ -245,6 +245,38 @@ class ChainTest(CppTestCase):
             expected = x * 2 + step + (x.sum(1) + step).unsqueeze(1)
             self.assertEqual(compiled(x), (expected, True))
 
+    def test_an_op_that_is_called_through_python(self):
+        # Generated code looks up Python's part of it in a variable: each branch has its own.
+        op = define_op(
+            "listed",
+            lambda xs, w: torch.stack(xs).sum(0) @ w,
+            fake=lambda xs, w: torch.empty_like(xs[0]),
+            schema="(Tensor[] xs, Tensor w) -> Tensor",
+        )
+        wrapped = define_op(
+            "wrapped",
+            lambda x, w: x @ w,
+            fake=lambda x, w: torch.empty_like(x),
+            schema="(Tensor x, Tensor w) -> Tensor",
+        )
+
+        def repeated(x, w, times):
+            return op([x] * times, w)
+
+        configs = [CustomOpConfig(repeated, times=times) for times in (2, 3, 4)]
+        self.register(wrapped, *configs, ends=(4, 8))
+        winners = {4: "repeated(times=2)", 8: "repeated(times=3)"}
+        w = torch.randn(WIDTH, WIDTH)
+        compiled, _ = self.compile(
+            lambda x, w: op([wrapped(x, w)], w),
+            lambda n: winners.get(n, "repeated(times=4)"),
+            torch.randn(5, WIDTH),
+            w,
+        )
+        for n, times in ((3, 2), (4, 2), (5, 3), (8, 3), (9, 4)):
+            x = torch.randn(n, WIDTH)
+            self.assertEqual(compiled(x, w), x @ w * times @ w)
+
     def test_many_branches_are_found_by_halving(self):
         ends = tuple(range(3, 15))
         op, winner = self.stepped(ends)
@@ -271,6 +303,31 @@ class ChainTest(CppTestCase):
         for n in (3, 4, 6):
             x = torch.randn(n, WIDTH)
             self.assertEqual(compiled(x), (torch.sin(x) + sum(n > e for e in (3, 5)), x * 3))
+
+    @parametrize("device", DEVICES)
+    @parametrize("cpp_wrapper", [False, True])
+    def test_kernels_on_the_host_in_a_branch(self, device, cpp_wrapper):
+        # The code around the dispatch is on the device, before and after it.
+        op = define_op("shifted", lambda x: torch.sin(x), schema="(Tensor x) -> Tensor")
+
+        def on_host(x):
+            return torch.sin(x) + torch.arange(x.shape[1]).cos().to(x.device)
+
+        def on_device(x):
+            return torch.sin(x) + 10.0
+
+        self.register(op, on_host, on_device, ends=(4, 8))
+        winners = {4: "on_host", 8: "on_device"}
+        compiled = torch.compile(lambda x, w: op(x @ w) @ w, dynamic=True, fullgraph=True)
+        w = torch.randn(WIDTH, WIDTH, device=device)
+        with (
+            inductor_config.patch(cpp_wrapper=cpp_wrapper),
+            force_winners(lambda n: winners.get(n, "on_host")),
+        ):
+            for n in (3, 4, 5, 8, 9):
+                x = torch.randn(n, WIDTH, device=device)
+                picked = on_device if 4 < n <= 8 else on_host
+                self.assertEqual(compiled(x, w), picked(x @ w) @ w)
 
     @parametrize("cpp_wrapper", [False, True])
     def test_with_planned_memory_pools(self, cpp_wrapper):
@@ -325,6 +382,35 @@ class SizesTest(CppTestCase):
         (size,) = re.findall(r"int64_t (buf\d+_size) = [^;]*2L?\*[^;]*;", code)
         self.assertEqual(len(re.findall(rf"if \({size} <= ", code)), 2)
         self.assertEqual(len(re.findall(r"if \(u\d+ <= ", code)), 2)
+
+    @parametrize("device", DEVICES)
+    def test_products_of_sizes(self, device):
+        # A Triton kernel takes them as arguments, which are computed where the first one runs.
+        op = define_op(
+            "turned",
+            lambda x: x.transpose(1, 2).flatten(1),
+            fake=lambda x: x.new_empty(x.shape[0], x.shape[1] * x.shape[2]),
+            schema="(Tensor x) -> Tensor",
+        )
+
+        def turned(x, step):
+            return x.transpose(1, 2).flatten(1) + step
+
+        configs = [CustomOpConfig(turned, step=step) for step in (1, 2, 3)]
+        self.register(op, *configs, ends=(4, 8))
+
+        def f(x):
+            y = op(x) * x.flatten(1)
+            return y + x.transpose(1, 2).flatten(1)
+
+        x = torch.randn(5, 7, 9, device=device)
+        compiled, _ = self.compile(
+            f, lambda n: f"turned(step={sum(n > end for end in (4, 8)) + 1})", x
+        )
+        for n, step in ((3, 1), (4, 1), (5, 2), (8, 2), (9, 3)):
+            x = torch.randn(n, 7, 9, device=device)
+            turned_x = x.transpose(1, 2).flatten(1)
+            self.assertEqual(compiled(x), (turned_x + step) * x.flatten(1) + turned_x)
 
 
 class NestingTest(CppTestCase):
@@ -507,12 +593,12 @@ class OtherWrappersTest(CppTestCase):
         # The graph would run at one size, and the other branches' kernels would stay untuned.
         package = types.SimpleNamespace(aot_mode=True, device_types={GPU_TYPE or "cuda"})
         with inductor_config.patch({"triton.autotune_at_compile_time": False}):
-            self.assertTrue(compat.runs_in_python_first(package))
+            self.assertTrue(compat.tunes_by_running(package))
             package.device_types = {"cpu"}
-            self.assertFalse(compat.runs_in_python_first(package))
+            self.assertFalse(compat.tunes_by_running(package))
         with inductor_config.patch({"triton.autotune_at_compile_time": True}):
             package.device_types = {GPU_TYPE or "cuda"}
-            self.assertFalse(compat.runs_in_python_first(package))
+            self.assertFalse(compat.tunes_by_running(package))
 
 
 instantiate_parametrized_tests(ChainTest)

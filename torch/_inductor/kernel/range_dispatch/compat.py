@@ -222,15 +222,16 @@ def block_state(wrapper: Any) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------
 # 2.11 generates Python before C++ and runs it, to tune Triton kernels, unless they are tuned at
-# compile time. Elsewhere kernels are tuned when they first run, but for AOTInductor there is a
-# first pass still, in Python or in C++.
+# compile time. Elsewhere kernels are tuned when they first run; a package of AOTInductor, which
+# cannot wait for that, still has a first pass. It runs the graph at the sizes of the example: the
+# kernels of the branches that it does not take would stay untuned.
 
 
-def runs_in_python_first(graph: GraphLowering) -> bool:
-    """Whether code that is run to tune the kernels of ``graph`` comes before its C++."""
+def tunes_by_running(graph: GraphLowering) -> bool:
+    """Whether ``graph`` is run to tune its kernels before its C++ is generated."""
     if inductor_config.triton.autotune_at_compile_time:
         return False
-    lazy = hasattr(DeferredTritonCallWrapper, "generate_lazy")
-    return (graph.aot_mode or not lazy) and any(
+    when_called = hasattr(DeferredTritonCallWrapper, "generate_lazy")
+    return (graph.aot_mode or not when_called) and any(
         device not in ("cpu", "meta") for device in graph.device_types
     )

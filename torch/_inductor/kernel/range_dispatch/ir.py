@@ -32,7 +32,7 @@ from torch._inductor.codegen.wrapper import (
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
-from torch._inductor.kernel.range_dispatch import ir_cpp
+from torch._inductor.kernel.range_dispatch import compat, ir_cpp
 from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
@@ -60,7 +60,8 @@ class FlatBranch:
 def supported() -> bool:
     """Whether the wrapper that V.graph will be generated with knows the flat node.
 
-    The FX wrapper, and wrappers of other backends, get the stock conditional.
+    The FX wrapper, wrappers of other backends, and C++ whose kernels are tuned by running the
+    graph at one size get the stock conditional.
     """
     graph = V.graph
     cpp = bool(graph.cpp_wrapper)
@@ -72,7 +73,7 @@ def supported() -> bool:
         if device != "meta"
     }
     if cpp:
-        return wrappers <= ir_cpp.WRAPPERS and ir_cpp.supported(graph)
+        return wrappers <= ir_cpp.WRAPPERS and not compat.tunes_by_running(graph)
     return wrappers == {PythonWrapperCodegen}
 
 
@@ -159,6 +160,13 @@ class BranchLowering(SubgraphLowering):
         self.device_ops = get_device_op_overrides(self.device_type)
         self.wrapper_code = BranchWrapper(self)
 
+    def schedule(self, outer: GraphLowering) -> None:
+        """Make the scheduler. The device that ``outer`` is in need not be entered again."""
+        self._update_scheduler()
+        device = outer.scheduler.current_device
+        if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
+            self.scheduler.default_device_context = device
+
     def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
         """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
         self.dying = dying
@@ -167,9 +175,7 @@ class BranchLowering(SubgraphLowering):
         settings |= self.branch.config_patches
         with V.set_graph_handler(self), inductor_config.patch(settings):
             self.init_wrapper_code()
-            self._update_scheduler()
-            # The outer wrapper has entered the device already.
-            self.scheduler.default_device_context = outer.scheduler.current_device
+            self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)
             self.scheduler.codegen()
             self.wrapper_code.generate(self.is_inference)

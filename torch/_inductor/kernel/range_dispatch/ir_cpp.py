@@ -18,7 +18,6 @@ from torch._inductor.codegen.common import IndentedBuffer
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.cpp_wrapper_gpu import CppWrapperGpu
 from torch._inductor.codegen.wrapper import FreeLine, WrapperLine
-from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
 from torch._inductor.virtualized import V
@@ -31,15 +30,6 @@ if TYPE_CHECKING:
 
 # Wrappers derived from these do other things with buffers (stack allocation, Metal).
 WRAPPERS = frozenset({CppWrapperCpu, CppWrapperGpu})
-
-
-def supported(graph: GraphLowering) -> bool:
-    """Whether the C++ of ``graph`` is generated in one go.
-
-    Where a Python version runs first, so that its Triton kernels are tuned, only the kernels of
-    the branch that is taken would be.
-    """
-    return not compat.runs_in_python_first(graph)
 
 
 def write_dispatch(wrapper: CppWrapperCpu, node: RangeDispatch, dying: OrderedSet[str]) -> None:
@@ -79,9 +69,7 @@ def _generate(
         branch.wrapper_code = wrapper
         for shared in ("device_ops", "device_types", "device_idxs", "device_type"):
             setattr(branch, shared, getattr(outer, shared))
-        branch._update_scheduler()
-        # The outer code has entered the device already.
-        branch.scheduler.default_device_context = outer.scheduler.current_device
+        branch.schedule(outer)
         branch.scheduler.codegen()
         _hand_over(wrapper, branch, outputs)
         if unused := dying - wrapper.freed - _freed_in(wrapper.lines):
