@@ -2,6 +2,7 @@
 """The dispatch in generated C++, for ``cpp_wrapper=True`` and in AOTInductor packages."""
 
 import dataclasses
+import itertools
 import os
 import re
 import tempfile
@@ -10,7 +11,9 @@ import zipfile
 from unittest import mock
 
 from range_dispatch_common import (
-    define_op,
+    define_op as define_named_op,
+)
+from range_dispatch_common import (
     DEVICES,
     final_code,
     force_winners,
@@ -30,9 +33,17 @@ from torch._inductor.kernel.range_dispatch import compat, dispatch
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
+_numbers = itertools.count()
+
 WIDTH = 6
 ENDS = (4, 8, 16)
 BOUNDARIES = (3, 4, 5, 8, 9, 16, 17, 50)
+
+
+def define_op(name, function, **options):
+    """An op of a name that was never used: one that is redefined may lose its new overload when
+    the old one is collected."""
+    return define_named_op(f"{name}_{next(_numbers)}", function, **options)
 
 
 def blended(x, y, w):

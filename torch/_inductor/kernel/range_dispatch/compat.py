@@ -11,18 +11,21 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
-from torch._inductor.graph import GraphLowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+
+if TYPE_CHECKING:
+    from torch._inductor.graph import GraphLowering
 
 
 class GuardAttempt(RuntimeError):
