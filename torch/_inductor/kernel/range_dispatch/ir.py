@@ -26,6 +26,7 @@ from torch._inductor.codegen.common import (
     get_wrapper_codegen_for_device,
     IndentedBuffer,
 )
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import (
     PythonWrapperCodegen,
     SubgraphPythonWrapperCodegen,
@@ -33,14 +34,12 @@ from torch._inductor.codegen.wrapper import (
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
+from torch._inductor.kernel.range_dispatch import compat, ir_cpp
+from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.utils._ordered_set import OrderedSet
-
-
-# More branches than this are found by halving, so that the chain stays short.
-LONGEST_CHAIN = 8
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,20 @@ def _unboxed(buffer: Any) -> Any:
 def supported() -> bool:
     """Whether the wrapper that V.graph will be generated with knows the flat node.
 
-    The C++ and FX wrappers, and wrappers of other backends, get the stock conditional.
+    The FX wrapper, wrappers of other backends, and C++ whose kernels are tuned by running the
+    graph at one size get the stock conditional.
     """
     graph = V.graph
-    if graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper or inductor_config.cpp_wrapper:
+    cpp = bool(graph.cpp_wrapper)
+    if graph.fx_wrapper or cpp != inductor_config.cpp_wrapper or (graph.aot_mode and not cpp):
         return False
     wrappers = {
-        get_wrapper_codegen_for_device(device, cpp_wrapper=False)
+        get_wrapper_codegen_for_device(device, cpp_wrapper=cpp)
         for device in {"cpu", *graph.device_types}
         if device != "meta"
     }
+    if cpp:
+        return wrappers <= ir_cpp.WRAPPERS and not compat.tunes_by_running(graph)
     return wrappers == {PythonWrapperCodegen}
 
 
@@ -151,6 +154,8 @@ class BranchLowering(SubgraphLowering):
             gm=branch.graph,
             example_inputs=list(values.fakes),
             shape_env=parent._shape_env,
+            cpp_wrapper=parent.cpp_wrapper,
+            aot_mode=parent.aot_mode,
             extern_node_serializer=parent.extern_node_serializer,
             is_inference=parent.is_inference,
             is_backward=parent.is_backward,
@@ -166,7 +171,7 @@ class BranchLowering(SubgraphLowering):
             self.sizevars = BranchSizes(parent.sizevars.shape_env, branch.known)
         for shared in ("precomputed_replacements", "inv_precomputed_replacements"):
             setattr(self.sizevars, shared, getattr(parent.sizevars, shared))
-        self.output_names: list[str] = []
+        self.output_names: list[str | None] = []
         self.dying: OrderedSet[str] = OrderedSet()
 
     def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
@@ -220,6 +225,13 @@ class BranchLowering(SubgraphLowering):
         self.device_ops = get_device_op_overrides(self.device_type)
         self.wrapper_code = BranchWrapper(self)
 
+    def schedule(self, outer: GraphLowering) -> None:
+        """Make the scheduler. The device that ``outer`` is in need not be entered again."""
+        self._update_scheduler()
+        device = outer.scheduler.current_device
+        if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
+            self.scheduler.default_device_context = device
+
     def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
         """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
         self.dying = dying
@@ -228,9 +240,7 @@ class BranchLowering(SubgraphLowering):
         settings |= self.branch.config_patches
         with V.set_graph_handler(self), inductor_config.patch(settings):
             self.init_wrapper_code()
-            self._update_scheduler()
-            # The outer wrapper has entered the device already.
-            self.scheduler.default_device_context = outer.scheduler.current_device
+            self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)
             self.scheduler.codegen()
             self.wrapper_code.generate(self.is_inference)
@@ -298,7 +308,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
 
     def generate_return(self, output_refs: list[str]) -> None:
         for name, ref in zip(self.graph.output_names, output_refs, strict=True):
-            self.wrapper_call.writeline(f"{name} = {ref}")
+            if name is not None:
+                self.wrapper_call.writeline(f"{name} = {ref}")
         # The scope does not end here, so what a return would let go of must be let go of.
         if bound := self._still_bound():
             self.wrapper_call.writeline(f"del {', '.join(bound)}")
@@ -308,7 +319,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
         bound: dict[str, None] = {}
         own = re.escape(self.graph.name)
         for line in self.wrapper_call.getvalue().splitlines():
-            if assigned := re.match(rf"\s*({own}_\w+) = ", line):
+            # A conditional's argument lists are bound on one path only, and empty after the call.
+            if assigned := re.match(rf"\s*({own}_\w+)(?<!_args) = ", line):
                 bound[assigned.group(1)] = None
             for deleted in re.findall(r"\bdel ([\w, ]+)", line.partition("#")[0]):
                 for name in deleted.split(", "):
@@ -383,21 +395,32 @@ class RangeDispatch(ir.ExternKernel):
         self.results.append(DispatchOutput(layout, self, [(list, index)]))
         return ir.TensorBox.create(self.results[-1])
 
+    def output_names(self) -> list[str | None]:
+        """What the branches assign; None for an output that nothing reads."""
+        names = [result.get_name() for result in self.results]
+        return [None if name in V.graph.removed_buffers else name for name in names]
+
     def codegen(self, wrapper: PythonWrapperCodegen) -> None:
         scheduler = V.graph.scheduler
         names = OrderedSet(name for branch in self.branches for name in branch.graph_inputs)
         ended = scheduler.buffer_names_to_free - V.graph.removed_buffers - wrapper.freed
         dying = OrderedSet(name for name in names if name in ended and _can_free(name, wrapper))
+        if isinstance(wrapper, CppWrapperCpu):
+            ir_cpp.write_dispatch(wrapper, self, dying)
+        else:
+            self._write_dispatch(wrapper, dying)
+        # Every path has freed them, and the node itself is no object at run time.
+        wrapper.freed |= dying | OrderedSet([self.get_name()])
+
+    def _write_dispatch(self, wrapper: PythonWrapperCodegen, dying: OrderedSet[str]) -> None:
         bodies = []
         for branch in self.branches:
-            branch.output_names = [result.get_name() for result in self.results]
+            branch.output_names = self.output_names()
             body = self._generate(branch, dying)
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
             bodies.append(_Body(branch.branch.end, body.wrapper_call, dying - body.outer_freed))
-        # Every path has freed them, and the node itself is no object at run time.
-        wrapper.freed |= dying | OrderedSet([self.get_name()])
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
@@ -420,7 +443,10 @@ class RangeDispatch(ir.ExternKernel):
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
     buffer = V.graph.scheduler.name_to_buf.get(name)
     if buffer is not None:
-        return bool(buffer.can_free())
+        # Memory of a pool is not freed before the pool, and the planner of pools has to see that
+        # the buffer lives until after the node.
+        pooled = inductor_config.memory_planning and V.graph.is_inference
+        return not pooled and bool(buffer.can_free())
     if isinstance(wrapper, BranchWrapper):
         return wrapper.may_free(name)
     return name in V.graph.graph_inputs
@@ -453,27 +479,19 @@ class DispatchLine(WrapperLine):
         if not size.isidentifier():
             size = f"{self.name}_size"
             code.writeline(f"{size} = {self.size}")
-        self._choose(code, size, self.bodies)
 
-    def _choose(self, code: IndentedBuffer, size: str, bodies: Sequence[_Body]) -> None:
-        if len(bodies) > LONGEST_CHAIN:
-            half = len(bodies) // 2
-            with _block(code, f"if {size} <= {bodies[half - 1].end}:"):
-                self._choose(code, size, bodies[:half])
-            with _block(code, "else:"):
-                self._choose(code, size, bodies[half:])
-            return
-        for i, body in enumerate(bodies):
-            last = i == len(bodies) - 1
-            test = "else:" if last else f"{'elif' if i else 'if'} {size} <= {body.end}:"
-            with _block(code, test):
-                if body.unused:
-                    code.writeline(f"del {', '.join(body.unused)}")
-                code.splice(body.lines)
+        @contextlib.contextmanager
+        def block(kind: str, end: int | None) -> Iterator[None]:
+            code.writeline(f"{kind}:" if end is None else f"{kind} {size} <= {end}:")
+            with code.indent():
+                yield
 
+        def arm(body: _Body) -> Arm:
+            return Arm(body.end, lambda: self._write(code, body))
 
-@contextlib.contextmanager
-def _block(code: IndentedBuffer, head: str) -> Iterator[None]:
-    code.writeline(head)
-    with code.indent():
-        yield
+        write_chain([arm(body) for body in self.bodies], block)
+
+    def _write(self, code: IndentedBuffer, body: _Body) -> None:
+        if body.unused:
+            code.writeline(f"del {', '.join(body.unused)}")
+        code.splice(body.lines)
