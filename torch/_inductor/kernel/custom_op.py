@@ -604,7 +604,7 @@ class _Contest:
         results: Sequence[RangeResult],
         chosen: Sequence[tuple[Range, Candidate]],
     ) -> report.Plan:
-        plan = report.Plan(
+        return report.Plan(
             op=self.call.op.name(),
             dispatch_on=where,
             size=size,
@@ -613,8 +613,6 @@ class _Contest:
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
         )
-        log.info("%s", plan)
-        return plan
 
     def inline(self, winner: Candidate) -> Any:
         """The winner in place of the op; None, the normal lowering, where that is the op itself."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch._inductor.codegen.common import custom_backend_codegen_configs
-from torch._inductor.kernel.range_dispatch import config
+from torch._inductor.kernel.range_dispatch import config, saved
 from torch._inductor.kernel.range_dispatch.registration import Registration
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
@@ -40,6 +40,7 @@ def publish(registrations: Iterable[Registration]) -> None:
     _described.clear()
     _described.update(texts)
     described = [text for _, text in texts.values()]
+    described.append(saved.generation())
     if config.retune:  # what a compile cache holds was not measured anew
         described.append(str(uuid.uuid4()))
     config.registrations = _hash([own_source(), *described]) if texts else ""

@@ -31,6 +31,7 @@ from torch._inductor.codegen.wrapper import (
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
+from torch._inductor.kernel.range_dispatch import profiling
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -306,12 +307,15 @@ class RangeDispatch(ir.ExternKernel):
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
-            bodies.append(_Body(branch.branch.end, body.wrapper_call, dying - body.outer_freed))
+            bodies.append(
+                _Body(branch.name, branch.branch.end, body.wrapper_call, dying - body.outer_freed)
+            )
         # Every path has freed them, and the node itself is no object at run time.
         wrapper.freed |= dying | OrderedSet([self.get_name()])
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
+        wrapper.imports.splice(profiling.IMPORT)
         wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
 
 
@@ -333,6 +337,7 @@ class DispatchOutput(ir.MultiOutput):
 
 @dataclass(frozen=True)
 class _Body:
+    name: str
     end: int | None
     lines: IndentedBuffer
     unused: OrderedSet[str]
@@ -367,7 +372,9 @@ class DispatchLine(WrapperLine):
             with _block(code, test):
                 if body.unused:
                     code.writeline(f"del {', '.join(body.unused)}")
+                profiling.write_begin(code, f"{self.name}_profiled", body.name)
                 code.splice(body.lines)
+                profiling.write_end(code, f"{self.name}_profiled")
 
 
 @contextlib.contextmanager

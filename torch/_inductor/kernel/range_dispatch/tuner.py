@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._inductor.kernel.range_dispatch import config
+from torch._inductor.kernel.range_dispatch import config, progress
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
@@ -107,6 +107,7 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     """
     _ensure_compiled(bench, contenders, point)
     log.info("%s: measuring %d candidates at size %d", bench.call.op, len(contenders), point.size)
+    progress.phase("measure", f"at {point.size}")
     with real_tensors([bench.device]):
         try:
             inputs = make_inputs(bench.call, point, bench.generators)
@@ -134,6 +135,7 @@ def _ensure_compiled(bench: Bench, contenders: Sequence[Contender], point: Point
     with compiled_together() as finish:
         for contender in missing:
             log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
+            progress.phase("compile", contender.candidate.label)
             try:
                 contender.modules.append(_compile(bench, contender, point))
             except Exception as error:
