@@ -357,6 +357,7 @@ class DispatchLine(WrapperLine):
             size = f"{self.name}_size"
             code.writeline(f"{size} = {self.size}")
         self._choose(code, size, self.bodies)
+        profiling.write_end(code, self.name)
 
     def _choose(self, code: IndentedBuffer, size: str, bodies: Sequence[_Body]) -> None:
         if len(bodies) > LONGEST_CHAIN:
@@ -372,9 +373,8 @@ class DispatchLine(WrapperLine):
             with _block(code, test):
                 if body.unused:
                     code.writeline(f"del {', '.join(body.unused)}")
-                profiling.write_begin(code, f"{self.name}_profiled", body.name)
+                profiling.write_begin(code, self.name, body.name)
                 code.splice(body.lines)
-                profiling.write_end(code, f"{self.name}_profiled")
 
 
 @contextlib.contextmanager

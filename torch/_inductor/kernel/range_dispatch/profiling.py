@@ -13,12 +13,12 @@ from torch._inductor.codegen.common import IndentedBuffer
 IMPORT = "import torch.autograd.profiler as range_dispatch_profiler"
 
 
-def write_begin(code: IndentedBuffer, variable: str, title: str) -> None:
-    """Generate the beginning of the branch ``title``; ``variable`` is unique in the scope."""
+def write_begin(code: IndentedBuffer, node: str, title: str) -> None:
+    """Generate the beginning of the branch ``title`` of ``node``, a name unique in the scope."""
     record = f"range_dispatch_profiler.record_function({title!r}).__enter__()"
-    code.writeline(f"{variable} = range_dispatch_profiler._is_profiler_enabled and {record}")
+    code.writeline(f"{node}_mark = range_dispatch_profiler._is_profiler_enabled and {record}")
 
 
-def write_end(code: IndentedBuffer, variable: str) -> None:
-    """Generate its end."""
-    code.writeline(f"if {variable}: {variable}.__exit__(None, None, None)")
+def write_end(code: IndentedBuffer, node: str) -> None:
+    """Generate the end of whichever branch ran."""
+    code.writeline(f"{node}_mark and {node}_mark.__exit__(None, None, None)")
