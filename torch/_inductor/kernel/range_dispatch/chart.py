@@ -304,11 +304,8 @@ def _line(series: Series, x: Scale, y: Scale, shown: Callable[[float], str]) -> 
 
 def _line_labels(drawn: Sequence[Series], x: Scale, y: Scale) -> Iterator[str]:
     """Each line's name at its right end; names that would overlap are moved apart."""
-    ends = sorted(
-        (y(series.dots[-1].milliseconds), x(series.dots[-1].size), series)
-        for series in drawn
-        if series.dots
-    )
+    ends = [(y(s.dots[-1].milliseconds), x(s.dots[-1].size), s) for s in drawn]
+    ends.sort(key=lambda end: end[0])
     wanted = [at for at, _, _ in ends]
     for (at, px, series), row in zip(ends, _spread_out(wanted, 16, _TOP, _BOTTOM), strict=True):
         edge = x.end + 6

@@ -132,7 +132,7 @@ def _section(plan: Plan) -> Iterator[str]:
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if len(plan.chosen) > 1:
         yield "dispatched to", f"{len(plan.chosen)} branches"
-        if (gain := plan.gain_over_single) is not None:
+        if (gain := plan.gain_over_single) is not None and plan.best_single != plan.op_label:
             yield f"predicted, against {plan.best_single} alone", f"{gain:.2f}x as fast"
     elif plan.chosen:
         yield "inlined", plan.chosen[0][1]

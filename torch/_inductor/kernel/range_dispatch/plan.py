@@ -168,7 +168,7 @@ class Plan:
         """The predicted gains in words; empty where nothing was measured."""
         parts = []
         single = self.gain_over_single
-        if single is not None and len(self.chosen) > 1:
+        if single is not None and len(self.chosen) > 1 and self.best_single != self.op_label:
             parts.append(f"{single:.2f}x as fast as {self.best_single} throughout")
         over_op = self.gain_over_op
         if over_op is not None and {label for _, label in self.chosen} != {self.op_label}:
