@@ -19,6 +19,45 @@ from torch._inductor.kernel.range_dispatch.ranges import Range
 
 # Colours of candidates: classes s0.. of the page's style sheet; the op itself has its own.
 COLOURS = 8
+# Style sheet of the colours and of the parts of a chart.
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #ffffff; --card: #f6f7f9; --ink: #1b1f24; --soft: #5b6470; --rule: #d8dde3;
+  --s0: #2f6bd8; --s1: #d2691e; --s2: #1d8f63; --s3: #a2459f;
+  --s4: #0e8fa8; --s5: #c5344f; --s6: #86700a; --s7: #5f4bb6; --op: #6b7380;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14171b; --card: #1d2126; --ink: #e8eaed; --soft: #a2abb6; --rule: #363c44;
+    --s0: #7fabff; --s1: #ffa366; --s2: #5ed0a0; --s3: #dd8fdb;
+    --s4: #57cfe3; --s5: #ff8599; --s6: #d8bf4f; --s7: #b3a4ff; --op: #9aa3ae;
+  }
+}
+svg text { font-size: 12px; fill: var(--soft); }
+svg text.name { fill: var(--ink); font-weight: 600; }
+svg text.axis { font-size: 12.5px; }
+svg .middle { text-anchor: middle; }
+svg .end { text-anchor: end; }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.rule { stroke: var(--soft); stroke-width: 1; }
+.split { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; }
+.s0 { --own: var(--s0); } .s1 { --own: var(--s1); } .s2 { --own: var(--s2); }
+.s3 { --own: var(--s3); } .s4 { --own: var(--s4); } .s5 { --own: var(--s5); }
+.s6 { --own: var(--s6); } .s7 { --own: var(--s7); } .op { --own: var(--op); }
+.band rect { fill: var(--own); opacity: .13; }
+.band rect.cap { opacity: 1; }
+.bar rect { fill: var(--own); }
+.line { fill: none; stroke: var(--own); }
+.line polyline { stroke-width: 2; stroke-linejoin: round; }
+.line.op polyline { stroke-dasharray: 6 4; }
+.line .leader { stroke-width: 1; opacity: .55; stroke-dasharray: 1 3; }
+.line circle { fill: var(--own); stroke: var(--card); stroke-width: 1; }
+.line circle.runs { stroke: var(--ink); stroke-width: 2; }
+.line .spread { stroke-width: 1.5; opacity: .6; }
+.line .failed { stroke-width: 2; }
+svg text.name[class*=" s"], svg text.name.op { fill: var(--own); }
+"""
 # Widths of characters in the page's 12-pixel font, on the safe side.
 _CHARACTER = 6.9
 
@@ -138,7 +177,7 @@ def shown_time(milliseconds: float) -> str:
 # ---------------------------------------------------------------------------------------------
 # SVG.
 
-_WIDTH, _HEIGHT = 900.0, 430.0
+WIDTH, HEIGHT = 900.0, 430.0
 _TOP, _BOTTOM, _LEFT = 48.0, 372.0, 74.0
 
 
@@ -159,14 +198,24 @@ def svg(plan: Plan) -> str:
     if len(sizes) == 1:
         return _bars(plan, drawn)
     gutter = 30 + _CHARACTER * max(len(_short(series.label)) for series in drawn)
-    x = Scale(*span_of_sizes(plan, sizes), _LEFT, _WIDTH - gutter)
+    x = Scale(*span_of_sizes(plan, sizes), _LEFT, WIDTH - gutter)
     against = plan.dispatch_on or "the size"
     times = [dot.milliseconds for series in drawn for dot in series.dots]
     y = Scale(min(times) / 1.25, max(times) * 1.25, _BOTTOM, _TOP)
     parts = [*_shading(plan, drawn, x), *_time_axis(y, x), *_size_axis(plan, sizes, x)]
     parts += [*_data(drawn, x, y)]
-    first = _element(f"Time of one call of {plan.op} against {against}", _HEIGHT, parts)
+    first = _element(f"Time of one call of {plan.op} against {against}", HEIGHT, parts)
     return f"{first}\n{_ratios(plan, drawn, sizes, x)}"
+
+
+def picture(plan: Plan) -> str:
+    """The chart as an SVG file that stands alone, as for a README; without the multiples."""
+    drawing, _, _ = svg(plan).partition("</svg>")
+    head, bracket, rest = drawing.partition(">")
+    font = "text { font-family: system-ui, 'DejaVu Sans', sans-serif; }"
+    frame = f'<rect width="{WIDTH:.0f}" height="{HEIGHT:.0f}" rx="8" fill="var(--card)"/>'
+    style = f"<style>{STYLE}{font}</style>{frame}"
+    return f'{head} xmlns="http://www.w3.org/2000/svg"{bracket}{style}{rest}</svg>\n'
 
 
 def _ratios(plan: Plan, drawn: Sequence[Series], sizes: Sequence[int], x: Scale) -> str:
@@ -180,21 +229,25 @@ def _ratios(plan: Plan, drawn: Sequence[Series], sizes: Sequence[int], x: Scale)
     parts = [*_shading(plan, drawn, x), *_ratio_axis(y, x), *_size_axis(plan, sizes, x)]
     parts += [*_data(relative, x, y, "{:.3g}x".format)]
     title = f"Times of {plan.op} as multiples of the fastest one at each size"
-    return _element(title, _HEIGHT, parts)
+    return _element(title, HEIGHT, parts)
 
 
 def _data(
     drawn: Sequence[Series], x: Scale, y: Scale, shown: Callable[[float], str] | None = None
 ) -> Iterator[str]:
     for series in drawn:
-        yield from _line(series, x, y, shown or shown_time)
+        yield from _line(series, x, y)
+    for runs in (False, True):  # what runs is drawn over what does not
+        for series in drawn:
+            dots = tuple(dot for dot in series.dots if dot.runs is runs)
+            yield from _dots(replace(series, dots=dots), x, y, shown or shown_time)
     yield from _line_labels(drawn, x, y)
 
 
 def _element(title: str, height: float, parts: Sequence[str]) -> str:
     return "\n".join(
         [
-            f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img" '
+            f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" '
             f'aria-label="{html.escape(title)}">',
             *parts,
             "</svg>",
@@ -275,29 +328,33 @@ def _size_axis(plan: Plan, sizes: Sequence[int], x: Scale) -> Iterator[str]:
     yield _text((x.start + x.end) / 2, _BOTTOM + 43, name, "axis middle")
 
 
-def _line(series: Series, x: Scale, y: Scale, shown: Callable[[float], str]) -> Iterator[str]:
-    points = [(x(dot.size), y(dot.milliseconds)) for dot in series.dots]
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    yield f'<g class="line {series.style}"><polyline points="{path}"/>'
-    for dot, (px, py) in zip(series.dots, points, strict=True):
-        low, high = dot.milliseconds - dot.spread, dot.milliseconds + dot.spread
-        top, bottom = y(high), y(max(low, dot.milliseconds / 2, y.low))
+def _line(series: Series, x: Scale, y: Scale) -> Iterator[str]:
+    points = " ".join(f"{x(d.size):.1f},{y(d.milliseconds):.1f}" for d in series.dots)
+    yield f'<g class="line {series.style}"><polyline points="{points}"/>'
+    for dot in series.dots:
+        top = y(dot.milliseconds + dot.spread)
+        bottom = y(max(dot.milliseconds - dot.spread, dot.milliseconds / 2, y.low))
         if bottom - top > 8:
-            yield f'<path class="spread" d="M{px:.1f},{top:.1f}V{bottom:.1f}"/>'
+            yield f'<path class="spread" d="M{x(dot.size):.1f},{top:.1f}V{bottom:.1f}"/>'
+    for size, reason in series.failures:
+        yield (
+            f'<path class="failed" d="M{x(size) - 4:.1f},{_TOP + 6}l8,8m0,-8l-8,8">'
+            f"<title>{html.escape(f'{series.label} at {size}: {reason}')}</title></path>"
+        )
+    yield "</g>"
+
+
+def _dots(series: Series, x: Scale, y: Scale, shown: Callable[[float], str]) -> Iterator[str]:
+    """The dots of a line, those of the candidate that runs larger and with a border."""
+    yield f'<g class="line {series.style}">'
+    for dot in series.dots:
         hint = f"{series.label} at {dot.size}: {shown(dot.milliseconds)}"
         hint += f" ± {shown(dot.spread)}" if dot.spread else ""
         hint += ", runs here" if dot.runs else ""
-        kind = ' class="runs"' if dot.runs else ""
-        radius = 5.5 if dot.runs else 3
+        kind, radius = (' class="runs"', 5.5) if dot.runs else ("", 3)
         yield (
-            f'<circle{kind} cx="{px:.1f}" cy="{py:.1f}" r="{radius}">'
+            f'<circle{kind} cx="{x(dot.size):.1f}" cy="{y(dot.milliseconds):.1f}" r="{radius}">'
             f"<title>{html.escape(hint)}</title></circle>"
-        )
-    for size, reason in series.failures:
-        at = x(size)
-        yield (
-            f'<path class="failed" d="M{at - 4:.1f},{_TOP + 6}l8,8m0,-8l-8,8">'
-            f"<title>{html.escape(f'{series.label} at {size}: {reason}')}</title></path>"
         )
     yield "</g>"
 
@@ -347,7 +404,7 @@ def _bars(plan: Plan, drawn: Sequence[Series]) -> str:
     for i, series in enumerate(ranked):
         (dot,) = series.dots
         top = 14 + 34 * i
-        width = max(dot.milliseconds / longest * (_WIDTH - left - 170), 1)
+        width = max(dot.milliseconds / longest * (WIDTH - left - 170), 1)
         time = shown_time(dot.milliseconds)
         hint = html.escape(f"{series.label}: {time} ± {shown_time(dot.spread)}")
         note = "  runs" if dot.runs else ""

@@ -12,77 +12,40 @@ from torch._inductor.kernel.range_dispatch.plan import margin, Plan, RECORDED, t
 from torch._inductor.kernel.range_dispatch.ranges import Range
 
 
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #ffffff; --card: #f6f7f9; --ink: #1b1f24; --soft: #5b6470; --rule: #d8dde3;
-  --s0: #2f6bd8; --s1: #d2691e; --s2: #1d8f63; --s3: #a2459f;
-  --s4: #0e8fa8; --s5: #c5344f; --s6: #86700a; --s7: #5f4bb6; --op: #6b7380;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14171b; --card: #1d2126; --ink: #e8eaed; --soft: #a2abb6; --rule: #363c44;
-    --s0: #7fabff; --s1: #ffa366; --s2: #5ed0a0; --s3: #dd8fdb;
-    --s4: #57cfe3; --s5: #ff8599; --s6: #d8bf4f; --s7: #b3a4ff; --op: #9aa3ae;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 28px 24px 60px; }
-h1 { font-size: 22px; margin: 0 0 20px; }
-h2 { font-size: 19px; margin: 0; overflow-wrap: anywhere; }
-section { margin-bottom: 56px; }
-.about { color: var(--soft); margin: 2px 0 18px; overflow-wrap: anywhere; }
-.facts { display: flex; flex-wrap: wrap; gap: 12px; margin: 0 0 18px; padding: 0; }
-.facts div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 10px 14px; }
-.facts dt { color: var(--soft); font-size: 13px; }
-.facts dd { margin: 0; font-size: 17px; font-weight: 600; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 12px; overflow-x: auto; }
-figcaption { color: var(--soft); font-size: 13px; padding: 4px 6px 0; }
-svg + svg { margin-top: 14px; }
-svg { display: block; width: 100%; min-width: 640px; height: auto; }
-svg text { font-size: 12px; fill: var(--soft); }
-svg text.name { fill: var(--ink); font-weight: 600; }
-svg text.axis { font-size: 12.5px; }
-svg .middle { text-anchor: middle; }
-svg .end { text-anchor: end; }
-.grid { stroke: var(--rule); stroke-width: 1; }
-.rule { stroke: var(--soft); stroke-width: 1; }
-.split { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; }
-.s0 { --own: var(--s0); } .s1 { --own: var(--s1); } .s2 { --own: var(--s2); }
-.s3 { --own: var(--s3); } .s4 { --own: var(--s4); } .s5 { --own: var(--s5); }
-.s6 { --own: var(--s6); } .s7 { --own: var(--s7); } .op { --own: var(--op); }
-.band rect { fill: var(--own); opacity: .13; }
-.band rect.cap { opacity: 1; }
-.bar rect { fill: var(--own); }
-.line { fill: none; stroke: var(--own); }
-.line polyline { stroke-width: 2; stroke-linejoin: round; }
-.line.op polyline { stroke-dasharray: 6 4; }
-.line .leader { stroke-width: 1; opacity: .55; stroke-dasharray: 1 3; }
-.line circle { fill: var(--own); stroke: var(--card); stroke-width: 1; }
-.line circle.runs { stroke: var(--ink); stroke-width: 2; }
-.line .spread { stroke-width: 1.5; opacity: .6; }
-.line .failed { stroke-width: 2; }
-svg text.name[class*=" s"], svg text.name.op { fill: var(--own); }
-.scroll { overflow-x: auto; margin-top: 18px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--rule);
-  white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
-th.what { white-space: normal; max-width: 170px; }
-small { color: var(--soft); font-weight: 400; }
-th i { display: inline-block; width: 10px; height: 10px; border-radius: 5px;
-  background: var(--own); margin-right: 6px; }
-td.runs { font-weight: 700; background: color-mix(in srgb, var(--own) 16%, transparent); }
-td.failed { color: var(--soft); }
-td:first-child, th:first-child { text-align: left; }
-ul { padding-left: 20px; margin: 14px 0 0; }
-li { margin: 4px 0; overflow-wrap: anywhere; }
-code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; }
-"""
+_STYLE = f"""{chart.STYLE}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }}
+main {{ max-width: 1000px; margin: 0 auto; padding: 28px 24px 60px; }}
+h1 {{ font-size: 22px; margin: 0 0 20px; }}
+h2 {{ font-size: 19px; margin: 0; overflow-wrap: anywhere; }}
+section {{ margin-bottom: 56px; }}
+.about {{ color: var(--soft); margin: 2px 0 18px; overflow-wrap: anywhere; }}
+.facts {{ display: flex; flex-wrap: wrap; gap: 12px; margin: 0 0 18px; padding: 0; }}
+.facts div {{ background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
+  padding: 10px 14px; }}
+.facts dt {{ color: var(--soft); font-size: 13px; }}
+.facts dd {{ margin: 0; font-size: 17px; font-weight: 600; }}
+figure {{ margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
+  padding: 12px; overflow-x: auto; }}
+figcaption {{ color: var(--soft); font-size: 13px; padding: 4px 6px 0; }}
+svg + svg {{ margin-top: 14px; }}
+svg {{ display: block; width: 100%; min-width: 640px; height: auto; }}
+.scroll {{ overflow-x: auto; margin-top: 18px; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }}
+th, td {{ text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--rule);
+  white-space: nowrap; }}
+th {{ font-weight: 600; vertical-align: bottom; }}
+th.what {{ white-space: normal; max-width: 170px; }}
+small {{ color: var(--soft); font-weight: 400; }}
+th i {{ display: inline-block; width: 10px; height: 10px; border-radius: 5px;
+  background: var(--own); margin-right: 6px; }}
+td.runs {{ font-weight: 700; background: color-mix(in srgb, var(--own) 16%, transparent); }}
+td.failed {{ color: var(--soft); }}
+td:first-child, th:first-child {{ text-align: left; }}
+ul {{ padding-left: 20px; margin: 14px 0 0; }}
+li {{ margin: 4px 0; overflow-wrap: anywhere; }}
+code {{ font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; }}"""
 
 
 def page(plans: Sequence[Plan]) -> str:

@@ -274,6 +274,12 @@ class Plan:
 
         return page([self])
 
+    def to_svg(self) -> str:
+        """The chart alone, as an SVG file; empty where nothing was measured."""
+        from torch._inductor.kernel.range_dispatch.chart import picture
+
+        return picture(self) if any(map(times_of, self.results)) else ""
+
     def plot(self, ax: Any = None) -> Any:
         """Draw time against size with matplotlib, into ``ax`` or axes of their own; the axes.
 
