@@ -306,10 +306,17 @@ class TunedOnceTest(RangeDispatchTestCase):
         first = self.measured(by_sum)
         self.assertEqual(first, [(4, "by_sum", OP_LABEL), (8, "by_sum", OP_LABEL)])
         self.assertEqual(self.measured(by_sum), [])
-        another = lambda x: torch.cat([self.op(x.relu()), x]) + 1  # noqa: E731
+        another = lambda x: torch.mm(self.op(x.relu()), torch.eye(6)) + 1  # noqa: E731
         self.assertEqual(self.measured(by_sum, call=another, n=7), [])
         plans = [plan.chosen for plan in report.plans()]
         self.assertEqual(plans[0], plans[2])
+
+    def test_what_fuses_with_the_op_is_part_of_the_key(self):
+        alone = self.measured(by_sum)
+        with_consumer = lambda x: self.op(x).relu()  # noqa: E731
+        self.assertEqual(self.measured(by_sum, call=with_consumer), alone)
+        other_names = lambda x: torch.relu(self.op(x + 1 - 1))  # noqa: E731
+        self.assertEqual(self.measured(by_sum, call=other_names), [])
 
     def test_a_warm_process_traces_the_winners_alone(self):
         def traced():

@@ -582,7 +582,9 @@ def _dispatch(
     try:
         nest = trace_function(nested, [*fakes, *map(convert_to_symint, symbols)])
     except Rejected as reason:
-        results = dispatched.inline_branches(_graphs_without_cond(branches, fakes, reason), operands)
+        results = dispatched.inline_branches(
+            _graphs_without_cond(branches, fakes, reason), operands
+        )
     else:
         constants = map(V.graph.add_tensor_constant, lift_constants(nest))
         results = dispatched.inline(nest, [*operands, *symbols, *constants])
@@ -799,7 +801,7 @@ class _Contest:
         results: Sequence[RangeResult],
         chosen: Sequence[tuple[Range, Candidate]],
     ) -> report.Plan:
-        plan = report.Plan(
+        return report.Plan(
             op=self.call.op.name(),
             dispatch_on=where,
             size=size,
@@ -807,9 +809,8 @@ class _Contest:
             chosen=tuple((range, candidate.label) for range, candidate in chosen),
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
+            region=self.call.neighbours(),
         )
-        log.info("%s", plan)
-        return plan
 
     def inline(self, winner: Candidate) -> Any:
         """The winner in place of the op; None, the normal lowering, where that is the op itself."""

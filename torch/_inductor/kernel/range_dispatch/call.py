@@ -62,6 +62,19 @@ class BoundCall:
             for name, value in self.arguments.items()
         }
 
+    @property
+    def has_consumers(self) -> bool:
+        """Whether more is computed than the op."""
+        return False
+
+    def described(self) -> list[str]:
+        """What is computed beside the op, for a key."""
+        return []
+
+    def neighbours(self) -> tuple[str, ...]:
+        """What is computed beside the op, for people."""
+        return ()
+
     def finish(self, outputs: Sequence[Any], operands: Sequence[Any]) -> Sequence[Any]:
         """What is left to be computed of the op's flat ``outputs``: here, nothing."""
         return outputs

@@ -16,8 +16,8 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
-from torch._inductor.graph import GraphLowering
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
+from torch._inductor.graph import GraphLowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -217,6 +217,7 @@ def stream_of(node: Node) -> int | None:
     """The stream that the user put ``node`` on; None is the default one."""
     find = getattr(GraphLowering, "_get_node_stream", None)
     return None if find is None else find(node)
+
 
 # The C++ wrapper's memos of what its code has declared so far, and 2.15's name of one of them.
 

@@ -72,12 +72,22 @@ retune: bool = os.environ.get("TORCH_RANGE_DISPATCH_RETUNE") == "1"
 # torch.use_deterministic_algorithms(True) and torch._inductor.config.deterministic.
 deterministic: bool = os.environ.get("TORCH_RANGE_DISPATCH_DETERMINISTIC") == "1"
 
+# Progress of tuning on the standard error: None shows it where that is a terminal, True everywhere,
+# False nowhere.
+progress: bool | None = {"0": False, "1": True}.get(
+    os.environ.get("TORCH_RANGE_DISPATCH_PROGRESS", "")
+)
+
 # Seed of the generated benchmark inputs. The global generators are neither read nor advanced.
 input_seed: int = 0
 
 # Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so that
 # Inductor's compile caches, which hash config modules, see a changed registration.
 registrations: str = ""
+
+
+# What Inductor's compile caches are not to tell apart.
+_cache_config_ignore_prefix: list[str] = ["progress"]
 
 
 # The knobs above become attributes of a config module, with patch(), save and load.

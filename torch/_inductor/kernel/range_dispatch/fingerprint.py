@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from torch._inductor.codegen.common import custom_backend_codegen_configs
-from torch._inductor.kernel.range_dispatch import config, grid, records, signature
+from torch._inductor.kernel.range_dispatch import config, grid, records, saved, signature
 from torch._inductor.kernel.range_dispatch.description import describe, hash_of
 from torch._inductor.kernel.range_dispatch.registration import Registration
 
@@ -42,6 +42,7 @@ def publish(registrations: Iterable[Registration]) -> None:
     _described.clear()
     _described.update(texts)
     described = [text for _, text in texts.values()]
+    described.append(saved.generation())
     # A process that registered nothing keeps stock's cache keys.
     config.registrations = hash_of([own_source(), *described]) if texts else ""
     knobs: Any = _Keyed(sys.modules[config.__name__])

@@ -33,9 +33,9 @@ from torch._inductor.codegen.wrapper import (
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
-from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
-from torch._inductor.kernel.range_dispatch import compat, ir_cpp
+from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
 from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -420,10 +420,12 @@ class RangeDispatch(ir.ExternKernel):
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
-            bodies.append(_Body(branch.branch.end, body.wrapper_call, dying - body.outer_freed))
+            unused = dying - body.outer_freed
+            bodies.append(_Body(branch.name, branch.branch.end, body.wrapper_call, unused))
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
+        wrapper.imports.splice(profiling.IMPORT)
         wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
 
     def _generate(self, branch: BranchLowering, dying: OrderedSet[str]) -> BranchWrapper:
@@ -461,6 +463,7 @@ class DispatchOutput(ir.MultiOutput):
 
 @dataclass(frozen=True)
 class _Body:
+    name: str
     end: int | None
     lines: IndentedBuffer
     unused: OrderedSet[str]
@@ -490,8 +493,10 @@ class DispatchLine(WrapperLine):
             return Arm(body.end, lambda: self._write(code, body))
 
         write_chain([arm(body) for body in self.bodies], block)
+        profiling.write_end(code, self.name)
 
     def _write(self, code: IndentedBuffer, body: _Body) -> None:
         if body.unused:
             code.writeline(f"del {', '.join(body.unused)}")
+        profiling.write_begin(code, self.name, body.name)
         code.splice(body.lines)

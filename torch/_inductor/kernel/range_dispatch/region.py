@@ -118,6 +118,10 @@ class RegionCall(BoundCall):
         own = BoundCall(self.op, self.arguments, self.supplied, self.operands[: self.own]).names()
         return [*own, *(str(node) for node in self.nodes[self.own :])]
 
+    @property
+    def has_consumers(self) -> bool:
+        return True
+
     def finish(self, outputs: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         env = self._places(operands)
         env[self.region.op_node] = self.pack(outputs)
@@ -134,7 +138,7 @@ class RegionCall(BoundCall):
         return [expected(node) for node in self.region.outputs]
 
     def described(self) -> list[str]:
-        """What is computed around the op, whatever the nodes are called: for a key."""
+        """The consumers, whatever the nodes are called."""
         names = self._places([f"operand_{i}" for i in range(len(self.operands))])
         names[self.region.op_node] = "op"
         lines = []
@@ -143,6 +147,9 @@ class RegionCall(BoundCall):
             lines.append(f"{node.target} {shown}")
             names[node] = f"v{number}"
         return [*lines, f"return {[names[node] for node in self.region.outputs]}"]
+
+    def neighbours(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.region.consumers)
 
     def _places(self, values: Sequence[Any]) -> dict[Node, Any]:
         """Each value by the node of its operand; the first counts where there are several."""

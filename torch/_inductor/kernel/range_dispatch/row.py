@@ -58,12 +58,14 @@ class Entrant:
         module: It, compiled; in a row that is sent to another process, the file to load.
         is_op: Whether it is the op itself, whose answer is right.
         custom_ops: Names of the operators in it that are not PyTorch's own.
+        alone: Runs the candidate without its consumers, where it has any, and uncompiled.
     """
 
     label: str
     module: BenchmarkModule | ModuleFile
     is_op: bool = False
     custom_ops: tuple[str, ...] = ()
+    alone: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,12 @@ class _Measuring:
             synchronize(device)
         if entrant.is_op:
             return False
-        fault = self.row.check.fault(outputs)
+        fault = self.row.check.fault(outputs, entrant.alone)
         if fault is None and entrant.custom_ops:  # they allocate for themselves
             with poisoned_allocations(self._module(i).function), filled_allocations():
                 outputs = run()
                 synchronize(device)
-            fault = self.row.check.fault(outputs)
+            fault = self.row.check.fault(outputs, entrant.alone)
         if fault is not None:
             size = self.row.point.size
             reason = f"it gives another answer than the op at size {size}: {fault}"

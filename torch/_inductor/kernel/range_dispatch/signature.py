@@ -149,6 +149,7 @@ def _signature(registration: Registration, call: BoundCall) -> dict[str, Any]:
     return {
         "operands": [_operand(operand, numbered) for operand in call.operands],
         "arguments": {name: _argument(value) for name, value in call.arguments.items()},
+        "region": call.described(),
         "dispatch_on": None if where is None else [where.tensor_name, where.dim],
         "inputs": _identities(registration.input_gen_fns),
         "check": None if registration.check is None else _shown(registration.check),

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._inductor.kernel.range_dispatch import config, worker
+from torch._inductor.kernel.range_dispatch import config, progress, worker
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
     compiled_together,
 )
 from torch._inductor.kernel.range_dispatch.call import BoundCall
-from torch._inductor.kernel.range_dispatch.candidates import Candidate
+from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.kernel.range_dispatch.inputs import (
     InputGenerator,
@@ -112,6 +112,7 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     op = bench.call.op
     _ensure_compiled(bench, contenders, point)
     log.info("%s: measuring %d candidates at size %d", op, len(contenders), point.size)
+    progress.phase("measure", f"at {point.size}")
     able = [c for c in contenders if c.broken is None and c.module_at(point) is not None]
     make_row = functools.partial(_row, bench, able, point)
     try:
@@ -149,15 +150,17 @@ def _row(bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
     except (RuntimeError, MemoryError) as error:
         raise _NoInputs(f"could not be made: {described(error)}") from error
     check = Check(bench.call, inputs, bench.tolerances)
-    entrants = [_entrant(contender, point) for contender in contenders]
+    entrants = [_entrant(contender, bench.call, inputs, point) for contender in contenders]
     return Row(bench.device, bench.cudagraphs, point, entrants, inputs, check)
 
 
-def _entrant(contender: Contender, point: Point) -> Entrant:
+def _entrant(contender: Contender, call: BoundCall, inputs: Sequence[Any], point: Point) -> Entrant:
     module = contender.module_at(point)
     assert module is not None
     candidate = contender.candidate
-    return Entrant(candidate.label, module, candidate.is_op, custom_ops_in(contender.graph))
+    alone = functools.partial(invoke, candidate, call, inputs) if call.has_consumers else None
+    ops = custom_ops_in(contender.graph)
+    return Entrant(candidate.label, module, candidate.is_op, ops, alone)
 
 
 def _out(contender: Contender) -> Measurement:
@@ -179,6 +182,7 @@ def _ensure_compiled(bench: Bench, contenders: Sequence[Contender], point: Point
     with compiled_together() as finish:
         for contender in missing:
             log.info("%s: compiling %s", bench.call.op, contender.candidate.label)
+            progress.phase("compile", contender.candidate.label)
             try:
                 contender.modules.append(_compile(bench, contender, point))
             except Exception as error:

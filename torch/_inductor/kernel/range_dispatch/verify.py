@@ -38,6 +38,8 @@ _SMALL_FLOAT_TOLERANCE = 0.26
 _TENSOR_FLOAT_TOLERANCE = 1e-2
 # Elements that are compared at a time, so that the comparison needs little memory.
 _CHUNK = 1 << 22
+# Times the tolerance, for the same computation compiled and not.
+_LOOSE = 10
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,12 @@ class Check:
         self._expected: list[torch.Tensor] | None = None
         self._scales: list[float] = []
         self._repeats: bool | None = None
+        self._of_op: list[torch.Tensor] = []
         if tolerances is None:
             return
         try:
-            self._expected = self._run_op()
+            self._of_op = self._run_op()
+            self._expected = list(call.finish(self._of_op, inputs))
             self._scales = [scale(output) for output in self._expected]
         except Exception as error:  # an op that cannot be run leaves nothing to compare with
             log.info("%s: answers are not compared: the op itself: %s", call.op, first_line(error))
@@ -225,14 +229,41 @@ class Check:
             self._op_repeats_itself()
         return {**self.__dict__, "_call": None, "_inputs": None}
 
-    def fault(self, outputs: Sequence[torch.Tensor]) -> Mismatch | None:
-        """How ``outputs`` differ from the op's, beyond the tolerances."""
+    def fault(
+        self, outputs: Sequence[torch.Tensor], alone: Callable[[], Any] | None = None
+    ) -> Mismatch | None:
+        """How ``outputs`` differ from the op's, beyond the tolerances.
+
+        Args:
+            outputs: What a candidate returns; with the op's consumers in its graph, what they do.
+            alone: Runs the candidate without being compiled, and without the consumers. They may
+                make much of a difference that is tolerated (a rounding to int8, an exponential),
+                so then it is what the candidate itself returns that counts.
+        """
         if self._expected is None:
             return None
         found = find_mismatch(outputs, self._expected, self._tolerances, self._scales)
         if found is None or not self._op_repeats_itself():
             return None
-        return found
+        return found if alone is None else self._fault_of(alone, outputs)
+
+    def _fault_of(
+        self, alone: Callable[[], Any], outputs: Sequence[torch.Tensor]
+    ) -> Mismatch | None:
+        """As ``fault``, by the candidate's own answer, and by what the consumers make of that."""
+        answer: list[Any] = []
+        flatten(alone(), answer)
+        scales = [scale(output) for output in self._of_op]
+        found = find_mismatch(answer, self._of_op, self._tolerances, scales)
+        if found is not None:
+            return found
+        finished = list(self._call.finish(answer, self._inputs))
+        loose = {tensor.dtype: self._loose(tensor.dtype) for tensor in finished}
+        return find_mismatch(outputs, finished, loose, [scale(output) for output in finished])
+
+    def _loose(self, dtype: torch.dtype) -> float:
+        """For the same computation, compiled and not: what was rounded twice may be far apart."""
+        return max(_LOOSE * tolerance(dtype, self._tolerances), 0 if dtype.is_floating_point else 1)
 
     def _run_op(self) -> list[torch.Tensor]:
         op = Candidate("", None, {}, {}, ())
@@ -244,7 +275,8 @@ class Check:
         """Whether the op gives the same answer twice; one that draws random numbers does not."""
         if self._repeats is None:
             assert self._expected is not None
-            again = find_mismatch(self._run_op(), self._expected, self._tolerances, self._scales)
+            answer = self._call.finish(self._run_op(), self._inputs)
+            again = find_mismatch(answer, self._expected, self._tolerances, self._scales)
             self._repeats = again is None
             if again is not None:
                 log.info("%s: answers are not compared: it differs from itself", self._call.op)

@@ -243,7 +243,8 @@ def _store(row: Row, path: Path) -> None:
 
 def _to_send(entrant: Entrant) -> Entrant:
     module = entrant.module
-    return replace(entrant, module=module.file if isinstance(module, BenchmarkModule) else module)
+    file = module.file if isinstance(module, BenchmarkModule) else module
+    return replace(entrant, module=file, alone=None)
 
 
 def _spawned(path: Path, places: Sequence[int]) -> Outcome:
