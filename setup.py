@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 OVERLAY = ROOT / "tools" / "overlay"
 PACKAGE = OVERLAY / "torch_range_dispatch"
+LOG_NAME = OVERLAY / "range_dispatch.py"  # makes TORCH_LOGS="range_dispatch" a known name
 PATCH = Path("torch", "_inductor", "kernel")
 
 NAME = "torch-range-dispatch"
@@ -65,6 +66,7 @@ def build_wheel(
 ) -> str:
     """What ``pip install .`` calls: the overlay, with the patch inside it."""
     files = {f"torch_range_dispatch/{name}": data for name, data in contents(PACKAGE)}
+    files[LOG_NAME.name] = LOG_NAME.read_bytes()
     for name, data in patch_files():
         files[f"torch_range_dispatch/_tree/{name}"] = data
     return write_wheel(wheel_directory, files)

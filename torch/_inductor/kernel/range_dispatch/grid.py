@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch._inductor import config as inductor_config
-from torch._inductor.kernel.range_dispatch import config, signature, tuner
+from torch._inductor.kernel.range_dispatch import config, progress, signature, tuner
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
 from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.kernel.range_dispatch.records import Records
@@ -62,6 +62,7 @@ def fill(
     nothing could be measured.
     """
     known = _Known(registration, bench, contenders)
+    progress.start(bench, bench.call.op.name(), len(contenders), sum(map(len, points)))
     if pinned() and any(None in known.row(point) for at in points for point in at):
         log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
         return None
@@ -89,7 +90,15 @@ def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], poin
         known.add(point, missing, measured)
         rest = iter(measured)
         row = [next(rest) if found is None else found for found in row]
-    return [found for found in row if found is not None]
+    whole = [found for found in row if found is not None]
+    if missing and len({m.method for m in whole if m.error is None}) > 1:
+        log.info("%s: measured again at size %d, by one method", bench.call.op, point.size)
+        again = tuner.measure(bench, contenders, point)
+        if again:
+            known.add(point, contenders, again)
+            whole = again
+    progress.row(point.size, whole, len(missing))
+    return whole
 
 
 @dataclass

@@ -1,0 +1,134 @@
+"""Records moved between folders, and thrown away: what the command line does with them.
+
+Works on whole entries of files, as they are; nothing is measured or interpreted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch._inductor.kernel.range_dispatch import records
+
+
+log = logging.getLogger(__name__)
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What happened to one file: how many entries and how many times in them."""
+
+    path: Path
+    op: str
+    entries: int
+    times: int
+
+
+def files(folder: Path) -> Iterator[tuple[Path, Content]]:
+    """The files of records in ``folder``; what is not one is passed over, and logged."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield path, records._read(path)
+        except (records._NotUsable, OSError) as error:
+            log.info("tuning records %s: passed over: %s", path, error)
+
+
+def copy(
+    source: Path, target: Path, wanted: Callable[[str, Mapping[str, Any]], bool]
+) -> list[Moved]:
+    """Add to the files of ``target`` the entries of those of ``source`` that are ``wanted``.
+
+    ``wanted`` is asked with the op and the entry. A time that both have comes from ``source``.
+
+    Raises:
+        OSError: ``target`` cannot be written.
+    """
+    moved = []
+    for path, content in files(source):
+        op = str(content["_metadata"].get("op"))
+        taken = {d: entry for d, entry in content["entries"].items() if wanted(op, entry)}
+        if not taken:
+            continue
+        file = target / path.name
+        target.mkdir(parents=True, exist_ok=True)
+        with records._locked(file):
+            merged = _existing(file)
+            for digest, entry in taken.items():
+                merged["entries"][digest] = _merged(merged["entries"].get(digest), entry)
+            merged["_metadata"] = content["_metadata"]
+            records._replace(file, _text(merged))
+            _make_readable(file)
+        _forget_lock(file)
+        moved.append(Moved(file, op, len(taken), sum(map(_times, taken.values()))))
+    return moved
+
+
+def drop(
+    folder: Path, unwanted: Callable[[str, Mapping[str, Any]], bool], dry: bool
+) -> list[Moved]:
+    """Take the entries that are ``unwanted`` out of the files of ``folder``.
+
+    A file that has no entry left is removed. With ``dry`` nothing is changed, and what would be is
+    returned.
+
+    Raises:
+        OSError: ``folder`` cannot be written.
+    """
+    moved = []
+    for path, content in files(folder):
+        op = str(content["_metadata"].get("op"))
+        out = {d: entry for d, entry in content["entries"].items() if unwanted(op, entry)}
+        if not out:
+            continue
+        moved.append(Moved(path, op, len(out), sum(map(_times, out.values()))))
+        if dry:
+            continue
+        with records._locked(path):
+            content["entries"] = {d: e for d, e in content["entries"].items() if d not in out}
+            if content["entries"]:
+                records._replace(path, _text(content))
+            else:
+                path.unlink()
+        _forget_lock(path)
+    return moved
+
+
+def _existing(path: Path) -> Content:
+    try:
+        return records._read(path)
+    except (FileNotFoundError, records._NotUsable):
+        return {"entries": {}}
+
+
+def _merged(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, Any]:
+    probes = {probe: dict(row) for probe, row in (old or {}).get("probes", {}).items()}
+    for probe, row in new.get("probes", {}).items():
+        probes.setdefault(probe, {}).update(row)
+    return {**new, "probes": probes}
+
+
+def _times(entry: Mapping[str, Any]) -> int:
+    return sum(len(row) for row in entry.get("probes", {}).values())
+
+
+def _text(content: Content) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _make_readable(path: Path) -> None:
+    """Give a file, which was private while it was written, the rights that new files get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def _forget_lock(path: Path) -> None:
+    """Leave no lock file behind where nobody measures: the folder is to be committed."""
+    path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
