@@ -1,7 +1,9 @@
 """The differences between the supported PyTorch releases: 2.11, 2.13, 2.15 and those between.
 
 Each entry says which release needs it and what breaks without it, and tests for the feature
-rather than for the version. Nothing else lives here, and nothing of it lives elsewhere.
+rather than for the version. Nothing else lives here, and nothing of it lives elsewhere. The
+table at the end has all of them; a test compares it with the release that it runs on, and fails
+for an entry that no supported release needs any more.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
 import torch
 from torch._inductor import config as inductor_config
-from torch._inductor import lowering
+from torch._inductor import ir, lowering
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime.benchmarking import Benchmarker
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -219,7 +224,8 @@ def stream_of(node: Node) -> int | None:
     return None if find is None else find(node)
 
 
-# The C++ wrapper's memos of what its code has declared so far, and 2.15's name of one of them.
+# ---------------------------------------------------------------------------------------------
+# The C++ wrapper's memos of what its code has declared so far; 2.14 has another name for one.
 
 _DECLARED = (
     "allocated_workspaces",
@@ -229,7 +235,7 @@ _DECLARED = (
     "last_seen_device_guard_index",
     "unbacked_symbol_decls",
     "used_cond_predicate",
-    "used_switch_selector",  # 2.15; before that, used_cond_predicate
+    "used_switch_selector",  # from 2.14; before that, used_cond_predicate
 )
 
 
@@ -253,3 +259,94 @@ def tunes_by_running(graph: GraphLowering) -> bool:
     return (graph.aot_mode or not when_called) and any(
         device not in ("cpu", "meta") for device in graph.device_types
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 cannot time by CUDA-graph replay: where a user asks for that, we replay graphs of our own.
+
+
+def graph_benchmark(benchmarker: Benchmarker) -> Callable[[Callable[[], Any]], float] | None:
+    """Inductor's timing by CUDA-graph replay, in milliseconds of a call; None where it has none."""
+    return getattr(benchmarker, "benchmark_gpu_with_cuda_graph", None)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A feature that some supported releases lack, and what is here on that account.
+
+    Attributes:
+        feature: what the newer releases have
+        since: the first release that has it; those before it need the entry
+        found: whether this release has it; None where it takes a compile to see
+        used_by: the functions above that make up for it
+    """
+
+    feature: str
+    since: str
+    found: Callable[[], bool] | None
+    used_by: tuple[str, ...]
+
+
+DIFFERENCES = (
+    Difference(
+        "lowering.user_lowerings",
+        "2.12",
+        lambda: hasattr(lowering, "user_lowerings"),
+        ("install_lowering", "remove_lowering", "has_lowering"),
+    ),
+    Difference(
+        "ShapeEnv.error_on_new_guards",
+        "2.12",
+        lambda: hasattr(ShapeEnv, "error_on_new_guards"),
+        ("frozen_guards", "attempted_guard"),
+    ),
+    Difference(
+        "Operation.set_config_patches",
+        "2.12",
+        lambda: hasattr(ir.Operation, "set_config_patches"),
+        ("attach_config_patches",),
+    ),
+    Difference(
+        "test_configs.force_custom_op_decomposition and force_no_impl_grouping",
+        "2.12",
+        lambda: (
+            hasattr(inductor_config.test_configs, "force_custom_op_decomposition")
+            and hasattr(inductor_config.test_configs, "force_no_impl_grouping")
+        ),
+        ("stock_test_switch",),
+    ),
+    Difference(
+        "IRNode.get_subgraphs",
+        "2.12",
+        lambda: hasattr(ir.IRNode, "get_subgraphs"),
+        ("subgraphs_of",),
+    ),
+    Difference("x[:] lowered without a guard", "2.12", None, ("drop_full_slices",)),
+    Difference(
+        "GraphLowering._get_node_stream",
+        "2.12",
+        lambda: hasattr(GraphLowering, "_get_node_stream"),
+        ("stream_of",),
+    ),
+    Difference(
+        "the switch selector of the C++ wrapper",
+        "2.14",
+        lambda: hasattr(CppWrapperCpu, "codegen_switch"),
+        ("block_state",),
+    ),
+    Difference(
+        "Triton kernels tuned when C++ first calls them",
+        "2.12",
+        lambda: hasattr(DeferredTritonCallWrapper, "generate_lazy"),
+        ("tunes_by_running",),
+    ),
+    Difference(
+        "Benchmarker.benchmark_gpu_with_cuda_graph",
+        "2.12",
+        lambda: hasattr(Benchmarker, "benchmark_gpu_with_cuda_graph"),
+        ("graph_benchmark",),
+    ),
+)
