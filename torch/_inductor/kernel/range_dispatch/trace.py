@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import counters
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import ir
 from torch._inductor.compile_fx import (
     _recursive_joint_graph_passes,
@@ -215,6 +216,10 @@ def _recorded(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> 
 def _optimized(graph: GraphModule) -> GraphModule:
     """``graph`` after the passes that a compile of it alone would run over it."""
     compat.drop_full_slices(graph)
+    for level in graph.modules():
+        if isinstance(level, GraphModule):
+            level.graph = fx_graph_cse(level.graph)
+            level.recompile()
     graph = _recursive_joint_graph_passes(graph)
     _recursive_post_grad_passes(graph, V.graph.is_inference)
     return graph
