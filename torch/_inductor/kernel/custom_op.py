@@ -390,7 +390,7 @@ def _lower(registration: Registration, args: Sequence[Any], kwargs: Mapping[str,
         raise Unsupported("it mutates an argument or returns nothing")
     if any(r.alias_info is not None for r in op._schema.returns):
         raise Unsupported("it returns an alias of an argument")
-    call = bind(op, args, kwargs, keep=dispatch.flat.supported(), node=lowered_node(op))
+    call = bind(op, args, kwargs, keep=dispatch.flat().supported(), node=lowered_node(op))
     candidates = _candidates(registration, call)
     if not candidates:
         log.info("%s: no configs, lowered normally", op)
@@ -516,7 +516,7 @@ def _joined(tuned: _Tuned) -> region.RegionCall | None:
 
     contest = tuned.contest
     patched = any(c.candidate.config_patches for c in contest.contenders)
-    if patched or not dispatch.flat.supported() or tuned.size.is_Integer:
+    if patched or not dispatch.flat().supported() or tuned.size.is_Integer:
         return None
     call = region.around(contest.alone, tuned.size, contest.ref.pack, joins)
     return call if isinstance(call, region.RegionCall) and call.region.joined else None
@@ -573,7 +573,7 @@ def _dispatch(
     outputs = call.results(contest.ref.outputs)
     operands: list[Any] = list(call.operands)
     handed_out: dict[int, Node] = {}
-    if dispatch.flat.supported():
+    if dispatch.flat().supported():
         operands, handed_out = region.move_producers(call)
     dispatched = dispatch.Lowering(
         contest.registration.name,
@@ -607,7 +607,7 @@ def _graphs_without_cond(
     It merges the outputs of its branches, and asks for a guard if a dimension might be 0 or 1
     (the columns of ``x[:, 1:]``). Here they are known to be equal: the op's.
     """
-    if not dispatch.flat.supported():
+    if not dispatch.flat().supported():
         raise Unsupported(f"the dispatch over its ranges cannot be traced: {reason}") from reason
     try:
         return [trace_function(branch.function, fakes) for branch in branches]

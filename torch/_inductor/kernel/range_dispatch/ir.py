@@ -10,7 +10,6 @@ A branch reads the outer buffers by their names and assigns the outputs by their
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from torch._inductor.codegen.wrapper import (
 from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
 from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
@@ -59,38 +59,6 @@ class FlatBranch:
     graph: GraphModule
     config_patches: dict[str, Any] = field(default_factory=dict)
     known: Known | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Inlined:
-    """An operand that is computed in each branch, and is not in memory outside.
-
-    Attributes:
-        loops: How; a copy of what the graph around the branches would have computed.
-        in_memory: Whether it is written to a buffer in the branch, as outside it would have been.
-    """
-
-    loops: ir.Loops
-    in_memory: bool
-
-    def read_buffers(self) -> list[Any]:
-        """The buffers of the graph being lowered that it reads."""
-        names = self.loops.get_read_names()
-        found = [V.graph.get_buffer(name) for name in names if name not in V.graph.constants]
-        return [_unboxed(buffer) for buffer in found]
-
-    def box(self) -> ir.TensorBox:
-        with ir.IRNode.current_origins(self.loops.origins):
-            box = ir.TensorBox.create(copy.copy(self.loops))
-            if self.in_memory:
-                box.realize()
-        return box
-
-
-def _unboxed(buffer: Any) -> Any:
-    while isinstance(buffer, ir.MutableBox):
-        buffer = buffer.data
-    return buffer
 
 
 def supported() -> bool:

@@ -20,8 +20,8 @@ import sympy
 import torch
 from torch._inductor import ir, lowering
 from torch._inductor.kernel.range_dispatch import compat, config
-from torch._inductor.kernel.range_dispatch import ir as flat
 from torch._inductor.kernel.range_dispatch.call import BoundCall, realize, unrealized
+from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch.fx import Node
@@ -369,7 +369,7 @@ def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
         return operands, kept
     moved = {node, *(call.region.moved if isinstance(call, RegionCall) else ())}
     to_come = set(_following(node))
-    found: dict[Node, flat.Inlined] = {}
+    found: dict[Node, Inlined] = {}
     for place, producer in enumerate(call.nodes):
         if producer is None or not isinstance(operands[place], ir.IRNode):
             continue
@@ -395,14 +395,14 @@ def given(call: BoundCall) -> list[Any]:
 
 def _computed_in_branches(
     producer: Node, outside: Sequence[Node], to_come: Set[Node]
-) -> flat.Inlined | None:
+) -> Inlined | None:
     """The value of ``producer`` as IR for the branches; None where they have to read it."""
     value = V.graph.env.get(producer)
     used = any(user not in to_come or user in V.graph.env for user in outside)
     loops = unrealized(value)
     if loops is not None:
         wanted = any(user.op == "output" or not _inlines(user) for user in outside)
-        return flat.Inlined(loops, in_memory=wanted and not used)
+        return Inlined(loops, in_memory=wanted and not used)
     if used or not (isinstance(value, ir.TensorBox) and isinstance(value.data, ir.StorageBox)):
         return None
     buffer = value.data.data
@@ -412,7 +412,7 @@ def _computed_in_branches(
         and type(buffer.layout) in (ir.FixedLayout, ir.FlexibleLayout)
         and buffer.get_name() not in V.graph.mutated_buffers
     )
-    return flat.Inlined(buffer.data, in_memory=True) if plain else None
+    return Inlined(buffer.data, in_memory=True) if plain else None
 
 
 def _in_no_buffer(node: Node) -> bool:
