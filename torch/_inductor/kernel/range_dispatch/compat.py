@@ -9,29 +9,27 @@ for an entry that no supported release needs any more.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
-import torch
 from torch._inductor import config as inductor_config
-from torch._inductor import ir, lowering
-from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor import lowering
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
-from torch._inductor.graph import GraphLowering
-from torch._inductor.runtime.benchmarking import Benchmarker
+from torch._inductor.virtualized import V
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 if TYPE_CHECKING:
     from torch._inductor.graph import GraphLowering
+    from torch._inductor.runtime.benchmarking import Benchmarker
 
 
 class GuardAttempt(RuntimeError):
@@ -196,31 +194,12 @@ def subgraphs_of(operation: Any) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The 2.11 lowering of x[:] asks for a guard that the size is below sys.maxsize. Elsewhere a pass
-# that a candidate's graph does not go through has removed such a slice.
-
-
-def drop_full_slices(graph: GraphModule) -> None:
-    """Take slices of everything out of ``graph`` and its sub-graphs."""
-    for level in graph.modules():
-        if not isinstance(level, GraphModule):
-            continue
-        for node in level.graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor):
-            given = tuple(node.args[1:])
-            _, start, end, step = given + (0, None, None, 1)[len(given) :]
-            if start in (None, 0) and end in (None, sys.maxsize) and step == 1:
-                node.replace_all_uses_with(node.args[0])
-                level.graph.erase_node(node)
-        level.recompile()
-
-
-# ---------------------------------------------------------------------------------------------
 # 2.11 graphs know nothing of streams: everything is on one.
 
 
 def stream_of(node: Node) -> int | None:
     """The stream that the user put ``node`` on; None is the default one."""
-    find = getattr(GraphLowering, "_get_node_stream", None)
+    find = getattr(V.graph, "_get_node_stream", None)
     return None if find is None else find(node)
 
 
@@ -278,75 +257,59 @@ class Difference:
     """A feature that some supported releases lack, and what is here on that account.
 
     Attributes:
-        feature: what the newer releases have
+        feature: what the newer releases have, as ``module:attribute`` below ``torch``
         since: the first release that has it; those before it need the entry
-        found: whether this release has it; None where it takes a compile to see
         used_by: the functions above that make up for it
     """
 
     feature: str
     since: str
-    found: Callable[[], bool] | None
     used_by: tuple[str, ...]
+
+    def found(self) -> bool:
+        """Whether this release has it."""
+        module, _, attributes = self.feature.partition(":")
+        value: Any = importlib.import_module(f"torch.{module}")
+        for name in attributes.split("."):
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
 
 
 DIFFERENCES = (
     Difference(
-        "lowering.user_lowerings",
+        "_inductor.lowering:user_lowerings",
         "2.12",
-        lambda: hasattr(lowering, "user_lowerings"),
         ("install_lowering", "remove_lowering", "has_lowering"),
     ),
     Difference(
-        "ShapeEnv.error_on_new_guards",
+        "fx.experimental.symbolic_shapes:ShapeEnv.error_on_new_guards",
         "2.12",
-        lambda: hasattr(ShapeEnv, "error_on_new_guards"),
         ("frozen_guards", "attempted_guard"),
     ),
+    Difference("_inductor.ir:Operation.set_config_patches", "2.12", ("attach_config_patches",)),
     Difference(
-        "Operation.set_config_patches",
+        "_inductor.config:test_configs.force_custom_op_decomposition",
         "2.12",
-        lambda: hasattr(ir.Operation, "set_config_patches"),
-        ("attach_config_patches",),
-    ),
-    Difference(
-        "test_configs.force_custom_op_decomposition and force_no_impl_grouping",
-        "2.12",
-        lambda: (
-            hasattr(inductor_config.test_configs, "force_custom_op_decomposition")
-            and hasattr(inductor_config.test_configs, "force_no_impl_grouping")
-        ),
         ("stock_test_switch",),
     ),
     Difference(
-        "IRNode.get_subgraphs",
-        "2.12",
-        lambda: hasattr(ir.IRNode, "get_subgraphs"),
-        ("subgraphs_of",),
+        "_inductor.config:test_configs.force_no_impl_grouping", "2.12", ("stock_test_switch",)
     ),
-    Difference("x[:] lowered without a guard", "2.12", None, ("drop_full_slices",)),
+    Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
+    Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("stream_of",)),
     Difference(
-        "GraphLowering._get_node_stream",
-        "2.12",
-        lambda: hasattr(GraphLowering, "_get_node_stream"),
-        ("stream_of",),
+        "_inductor.codegen.cpp_wrapper_cpu:CppWrapperCpu.codegen_switch", "2.14", ("block_state",)
     ),
     Difference(
-        "the switch selector of the C++ wrapper",
-        "2.14",
-        lambda: hasattr(CppWrapperCpu, "codegen_switch"),
-        ("block_state",),
-    ),
-    Difference(
-        "Triton kernels tuned when C++ first calls them",
+        "_inductor.codegen.cpp_wrapper_gpu:DeferredTritonCallWrapper.generate_lazy",
         "2.12",
-        lambda: hasattr(DeferredTritonCallWrapper, "generate_lazy"),
         ("tunes_by_running",),
     ),
     Difference(
-        "Benchmarker.benchmark_gpu_with_cuda_graph",
+        "_inductor.runtime.benchmarking:Benchmarker.benchmark_gpu_with_cuda_graph",
         "2.12",
-        lambda: hasattr(Benchmarker, "benchmark_gpu_with_cuda_graph"),
         ("graph_benchmark",),
     ),
 )
