@@ -15,11 +15,12 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from range_dispatch_common import DEVICES, HAS_CPU, HAS_GPU, stock_custom_op
+
 import torch
 from torch._inductor.kernel import custom_op
 from torch._inductor.test_case import run_tests, TestCase
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
-from torch.testing._internal.inductor_utils import GPU_TYPE, HAS_CPU, HAS_GPU
 
 
 try:
@@ -32,11 +33,9 @@ except ImportError:
         return cls
 
 
-DEVICES = (["cpu"] if HAS_CPU else []) + ([GPU_TYPE] if HAS_GPU else [])
 INSTALLED = Path(torch.__file__).resolve().parent
 OURS = Path(custom_op.__file__).resolve()
-KEPT = INSTALLED.parent / ".range-dispatch-landed/files/torch/_inductor/kernel/custom_op.py"
-STOCK = KEPT if KEPT.exists() else INSTALLED / "_inductor/kernel/custom_op.py"
+STOCK = stock_custom_op()
 MODES = ("stock", "patched", "registered")
 
 # Runs in a process of its own: MODE, DEVICE, the two versions of custom_op.py, the output file.

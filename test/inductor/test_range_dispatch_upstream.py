@@ -8,7 +8,6 @@ import ast
 import inspect
 import re
 import unittest
-from pathlib import Path
 from unittest import mock
 
 from range_dispatch_common import (
@@ -25,6 +24,7 @@ from range_dispatch_common import (
     OP_LABEL,
     RangeDispatchTestCase,
     report,
+    stock_custom_op,
 )
 
 import torch
@@ -42,8 +42,6 @@ from torch._inductor.utils import get_k_splits, run_and_get_code
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
-INSTALLED = Path(torch.__file__).resolve().parent
-CUSTOM_OP = "_inductor/kernel/custom_op.py"
 # Defined in stock's module of any supported release, and not for that module's use alone.
 NAMES = (
     "CustomOpConfig",
@@ -62,8 +60,7 @@ SHAPE_COMPARISON = re.compile(r"\bif\s+s\d+\s*[<>=]")
 
 def stock_module():
     """The syntax tree of stock's module: beside the overlay, or what a landing has kept."""
-    kept = INSTALLED.parent / ".range-dispatch-landed/files/torch" / CUSTOM_OP
-    path = kept if kept.exists() else INSTALLED / CUSTOM_OP
+    path = stock_custom_op()
     if path.samefile(custom_op.__file__):
         return None  # built from a tree with the patch in it: there is no stock's to look at
     return ast.parse(path.read_text())
