@@ -338,6 +338,23 @@ class FormTest(UpstreamTestCase):
                 self.assertEqual(compiled(x), x * rows)
 
     @parametrize("device", DEVICES)
+    @parametrize("dispatched", [False, True])
+    def test_results_are_storage_of_their_own(self, device, dispatched):
+        """Also of an implementation in which the compiler finds that nothing is left to do."""
+        op = define_op("upstream_storage", scaled)
+        where = {"tensor_name": "x", "dim": 0, "range_upper_bound": 64}
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x, scale: scale * x)],
+            **({"dispatch_on": where, "split_points": [4]} if dispatched else {}),
+        )
+        x = torch.randn(6, 3, device=device)
+        with self.switches(force_custom_op_decomposition=True, force_no_impl_grouping=True):
+            result, _ = self.compile_and_get_codes(lambda x: op(x), x, dynamic=True)
+        self.assertEqual(result, x)
+        self.assertNotEqual(result.data_ptr(), x.data_ptr())
+
+    @parametrize("device", DEVICES)
     def test_parameters_win_over_the_callers_arguments(self, device):
         op = define_op("upstream_override", scaled)
         register_custom_op_autotuning(op, configs=[CustomOpConfig(by_sum, scale=7.0)])
