@@ -56,7 +56,10 @@ STOCK = {
 
 # Tests of this repository's own tools, which PyTorch's tree does not get.
 NOT_LANDED = {
+    "test_range_dispatch_benchmarks.py",
+    "test_range_dispatch_cli.py",
     "test_range_dispatch_docs.py",
+    "test_range_dispatch_examples.py",
     "test_range_dispatch_landing.py",
     "test_range_dispatch_overlay.py",
 }

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,13 @@ from torch.testing._internal.inductor_utils import GPU_TYPE, HAS_CPU, HAS_GPU
 
 
 DEVICES = (["cpu"] if HAS_CPU else []) + ([GPU_TYPE] if HAS_GPU else [])
+
+
+def stock_custom_op() -> Path:
+    """What the patch replaces: in the installed PyTorch, or what a landing there has kept."""
+    site, path = Path(torch.__file__).resolve().parents[1], "torch/_inductor/kernel/custom_op.py"
+    kept = site / ".range-dispatch-landed" / "files" / path
+    return kept if kept.exists() else site / path
 
 
 class RangeDispatchTestCase(TestCase):
@@ -134,4 +142,5 @@ __all__ = [
     "predicates",
     "RangeDispatchTestCase",
     "report",
+    "stock_custom_op",
 ]

@@ -5,7 +5,6 @@ import ast
 import functools
 import inspect
 import logging
-from pathlib import Path
 
 from range_dispatch_common import (
     custom_op,
@@ -14,6 +13,7 @@ from range_dispatch_common import (
     OP_LABEL,
     RangeDispatchTestCase,
     report,
+    stock_custom_op,
 )
 
 import torch
@@ -29,7 +29,7 @@ from torch._inductor.kernel.range_dispatch.candidates import callable_name
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
-STOCK = Path(torch.__file__).with_name("_inductor") / "kernel" / "custom_op.py"
+STOCK = stock_custom_op()
 
 
 def subtract(x, w, xs=(), factor=1.0, mode="plain", flag=False):

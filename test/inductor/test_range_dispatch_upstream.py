@@ -8,7 +8,6 @@ import ast
 import inspect
 import re
 import unittest
-from pathlib import Path
 from unittest import mock
 
 from range_dispatch_common import (
@@ -25,6 +24,7 @@ from range_dispatch_common import (
     OP_LABEL,
     RangeDispatchTestCase,
     report,
+    stock_custom_op,
 )
 
 import torch
@@ -42,8 +42,6 @@ from torch._inductor.utils import get_k_splits, run_and_get_code
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
-INSTALLED = Path(torch.__file__).resolve().parent
-CUSTOM_OP = "_inductor/kernel/custom_op.py"
 # Defined in stock's module of any supported release, and not for that module's use alone.
 NAMES = (
     "CustomOpConfig",
@@ -62,8 +60,7 @@ SHAPE_COMPARISON = re.compile(r"\bif\s+s\d+\s*[<>=]")
 
 def stock_module():
     """The syntax tree of stock's module: beside the overlay, or what a landing has kept."""
-    kept = INSTALLED.parent / ".range-dispatch-landed/files/torch" / CUSTOM_OP
-    path = kept if kept.exists() else INSTALLED / CUSTOM_OP
+    path = stock_custom_op()
     if path.samefile(custom_op.__file__):
         return None  # built from a tree with the patch in it: there is no stock's to look at
     return ast.parse(path.read_text())
@@ -339,6 +336,23 @@ class FormTest(UpstreamTestCase):
             for rows in (8, 16, 33):
                 x = torch.randn(rows, 3, 5, device=device)
                 self.assertEqual(compiled(x), x * rows)
+
+    @parametrize("device", DEVICES)
+    @parametrize("dispatched", [False, True])
+    def test_results_are_storage_of_their_own(self, device, dispatched):
+        """Also of an implementation in which the compiler finds that nothing is left to do."""
+        op = define_op("upstream_storage", scaled)
+        where = {"tensor_name": "x", "dim": 0, "range_upper_bound": 64}
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x, scale: scale * x)],
+            **({"dispatch_on": where, "split_points": [4]} if dispatched else {}),
+        )
+        x = torch.randn(6, 3, device=device)
+        with self.switches(force_custom_op_decomposition=True, force_no_impl_grouping=True):
+            result, _ = self.compile_and_get_codes(lambda x: op(x), x, dynamic=True)
+        self.assertEqual(result, x)
+        self.assertNotEqual(result.data_ptr(), x.data_ptr())
 
     @parametrize("device", DEVICES)
     def test_parameters_win_over_the_callers_arguments(self, device):

@@ -1,32 +1,35 @@
 """The differences between the supported PyTorch releases: 2.11, 2.13, 2.15 and those between.
 
 Each entry says which release needs it and what breaks without it, and tests for the feature
-rather than for the version. Nothing else lives here, and nothing of it lives elsewhere.
+rather than for the version. Nothing else lives here, and nothing of it lives elsewhere. The
+table at the end has all of them; a test compares it with the release that it runs on, and fails
+for an entry that no supported release needs any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
-import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
 from torch._inductor.virtualized import V
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 if TYPE_CHECKING:
     from torch._inductor.graph import GraphLowering
+    from torch._inductor.runtime.benchmarking import Benchmarker
 
 
 class GuardAttempt(RuntimeError):
@@ -191,25 +194,6 @@ def subgraphs_of(operation: Any) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The 2.11 lowering of x[:] asks for a guard that the size is below sys.maxsize. Elsewhere a pass
-# that a candidate's graph does not go through has removed such a slice.
-
-
-def drop_full_slices(graph: GraphModule) -> None:
-    """Take slices of everything out of ``graph`` and its sub-graphs."""
-    for level in graph.modules():
-        if not isinstance(level, GraphModule):
-            continue
-        for node in level.graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor):
-            given = tuple(node.args[1:])
-            _, start, end, step = given + (0, None, None, 1)[len(given) :]
-            if start in (None, 0) and end in (None, sys.maxsize) and step == 1:
-                node.replace_all_uses_with(node.args[0])
-                level.graph.erase_node(node)
-        level.recompile()
-
-
-# ---------------------------------------------------------------------------------------------
 # 2.11 graphs know nothing of streams: everything is on one.
 
 
@@ -219,7 +203,8 @@ def stream_of(node: Node) -> int | None:
     return None if find is None else find(node)
 
 
-# The C++ wrapper's memos of what its code has declared so far, and 2.15's name of one of them.
+# ---------------------------------------------------------------------------------------------
+# The C++ wrapper's memos of what its code has declared so far; 2.14 has another name for one.
 
 _DECLARED = (
     "allocated_workspaces",
@@ -229,7 +214,7 @@ _DECLARED = (
     "last_seen_device_guard_index",
     "unbacked_symbol_decls",
     "used_cond_predicate",
-    "used_switch_selector",  # 2.15; before that, used_cond_predicate
+    "used_switch_selector",  # from 2.14; before that, used_cond_predicate
 )
 
 
@@ -253,3 +238,78 @@ def tunes_by_running(graph: GraphLowering) -> bool:
     return (graph.aot_mode or not when_called) and any(
         device not in ("cpu", "meta") for device in graph.device_types
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 cannot time by CUDA-graph replay: where a user asks for that, we replay graphs of our own.
+
+
+def graph_benchmark(benchmarker: Benchmarker) -> Callable[[Callable[[], Any]], float] | None:
+    """Inductor's timing by CUDA-graph replay, in milliseconds of a call; None where it has none."""
+    return getattr(benchmarker, "benchmark_gpu_with_cuda_graph", None)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A feature that some supported releases lack, and what is here on that account.
+
+    Attributes:
+        feature: what the newer releases have, as ``module:attribute`` below ``torch``
+        since: the first release that has it; those before it need the entry
+        used_by: the functions above that make up for it
+    """
+
+    feature: str
+    since: str
+    used_by: tuple[str, ...]
+
+    def found(self) -> bool:
+        """Whether this release has it."""
+        module, _, attributes = self.feature.partition(":")
+        value: Any = importlib.import_module(f"torch.{module}")
+        for name in attributes.split("."):
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
+
+
+DIFFERENCES = (
+    Difference(
+        "_inductor.lowering:user_lowerings",
+        "2.12",
+        ("install_lowering", "remove_lowering", "has_lowering"),
+    ),
+    Difference(
+        "fx.experimental.symbolic_shapes:ShapeEnv.error_on_new_guards",
+        "2.12",
+        ("frozen_guards", "attempted_guard"),
+    ),
+    Difference("_inductor.ir:Operation.set_config_patches", "2.12", ("attach_config_patches",)),
+    Difference(
+        "_inductor.config:test_configs.force_custom_op_decomposition",
+        "2.12",
+        ("stock_test_switch",),
+    ),
+    Difference(
+        "_inductor.config:test_configs.force_no_impl_grouping", "2.12", ("stock_test_switch",)
+    ),
+    Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
+    Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("stream_of",)),
+    Difference(
+        "_inductor.codegen.cpp_wrapper_cpu:CppWrapperCpu.codegen_switch", "2.14", ("block_state",)
+    ),
+    Difference(
+        "_inductor.codegen.cpp_wrapper_gpu:DeferredTritonCallWrapper.generate_lazy",
+        "2.12",
+        ("tunes_by_running",),
+    ),
+    Difference(
+        "_inductor.runtime.benchmarking:Benchmarker.benchmark_gpu_with_cuda_graph",
+        "2.12",
+        ("graph_benchmark",),
+    ),
+)

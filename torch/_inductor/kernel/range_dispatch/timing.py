@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._inductor.kernel.range_dispatch import config
+from torch._inductor.kernel.range_dispatch import compat, config
 from torch._inductor.kernel.range_dispatch.trace import first_line
 from torch._inductor.runtime.benchmarking import benchmarker
 
@@ -124,8 +124,7 @@ def _cpu_timer(run: Runner, once: float) -> Timer:
 
 def _graph_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
     """By replaying a CUDA graph of several calls."""
-    # Newer releases alone have it; where the user asks, what can be captured goes this way.
-    inductors = getattr(benchmarker, "benchmark_gpu_with_cuda_graph", None)
+    inductors = compat.graph_benchmark(benchmarker)
     with torch.cuda.device(device):
         try:
             if cudagraphs and inductors is not None:

@@ -217,14 +217,34 @@ def _optimized(graph: GraphModule) -> GraphModule:
         _recursive_post_grad_passes,
     )
 
-    compat.drop_full_slices(graph)
     for level in graph.modules():
         if isinstance(level, GraphModule):
             level.graph = fx_graph_cse(level.graph)
             level.recompile()
     graph = _recursive_joint_graph_passes(graph)
     _recursive_post_grad_passes(graph, V.graph.is_inference)
+    for level in graph.modules():
+        if isinstance(level, GraphModule):
+            _separate_outputs(level)
     return graph
+
+
+def _separate_outputs(graph: GraphModule) -> None:
+    """Clone what is returned twice, or is an input: the passes drop a multiplication by 1."""
+    output = graph.graph.output_node()
+    taken = set(graph.graph.find_nodes(op="placeholder"))
+
+    def own(node: torch.fx.Node) -> torch.fx.Node:
+        if isinstance(node.meta.get("val"), torch.Tensor) and node in taken:
+            with graph.graph.inserting_before(output), V.fake_mode:
+                clone = graph.graph.call_function(torch.ops.aten.clone.default, (node,))
+                clone.meta["val"] = node.meta["val"].clone()
+            return clone
+        taken.add(node)
+        return node
+
+    output.args = torch.fx.map_arg(output.args, own)
+    graph.recompile()
 
 
 def _lowerable(graph: GraphModule) -> None:
@@ -235,7 +255,6 @@ def _lowerable(graph: GraphModule) -> None:
     """
     # Not there yet when Inductor imports this module.
 
-    compat.drop_full_slices(graph)
     for level in graph.modules():
         if isinstance(level, GraphModule):
             reinplace_inplaceable_ops_core(level.graph)
