@@ -10,14 +10,12 @@ from range_dispatch_common import (
     force_winners,
     HAS_CPU,
     HAS_GPU,
-    inductor_config,
     OP_LABEL,
     RangeDispatchTestCase,
 )
 
 import torch
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import dispatch
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -179,19 +177,6 @@ class CodegenTest(RangeDispatchTestCase):
         }
         self.assertEqual(sorted(calls), ["gt_5", "le_3", "le_5"])
         self.assertEqual({branch for branch, name in calls.items() if name in scalar}, {"le_5"})
-
-    def test_a_wrapper_that_does_not_know_the_node_gets_torch_cond(self):
-        op, labels = self.make(3, 5)
-        compiled = torch.compile(lambda x, w: op(x, w), dynamic=True, fullgraph=True)
-        with (
-            inductor_config.patch(cpp_wrapper=True),
-            force_winners(labels),
-            self.assertLogs(dispatch.log, "DEBUG") as logs,
-        ):
-            for n in (2, 3, 4, 5, 6):
-                x, w = self.inputs(n)
-                self.assertEqual(compiled(x, w), self.expected((3, 5), x, w))
-        self.assertIn("torch.cond is lowered", "\n".join(logs.output))
 
 
 instantiate_parametrized_tests(CodegenTest)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import uuid
 from pathlib import Path
 from unittest import mock
 
@@ -24,8 +25,15 @@ from range_dispatch_common import (
 )
 
 import torch
+from torch._inductor.codegen.common import custom_backend_codegen_configs
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import fingerprint, records, signature, tuner
+from torch._inductor.kernel.range_dispatch import (
+    description,
+    fingerprint,
+    records,
+    signature,
+    tuner,
+)
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.kernel.range_dispatch.records import Key, Records
 from torch._inductor.test_case import TestCase
@@ -34,7 +42,7 @@ from torch.testing._internal.common_utils import instantiate_parametrized_tests,
 
 KEY = Key("lib::op.default", "A CPU", {"operands": []}, {"torch": "2.0"})
 ROW = {
-    "aaaa": Measurement("fast", 0.25, 0.01),
+    "aaaa": Measurement("fast", 0.25, 0.01, method="clock"),
     "bbbb": Measurement("failing", math.inf, 0.0, "it fails", everywhere=True),
 }
 
@@ -86,7 +94,8 @@ class FilesTest(TestCase):
         (entry,) = content["entries"].values()
         self.assertEqual(entry["signature"], {"operands": []})
         self.assertEqual(
-            entry["probes"]["64"]["aaaa"], {"label": "fast", "milliseconds": 0.25, "spread": 0.01}
+            entry["probes"]["64"]["aaaa"],
+            {"label": "fast", "milliseconds": 0.25, "spread": 0.01, "method": "clock"},
         )
         self.save(ROW)
         self.assertEqual(self.path.read_text(), text)
@@ -265,7 +274,9 @@ class TunedOnceTest(RangeDispatchTestCase):
             self.enterContext(patch)
         self.op = define_op("tripled", tripled)
 
-    def measured(self, *functions, n=3, call=None, new_process=True, dtype=None, **options):
+    def measured(
+        self, *functions, n=3, call=None, new_process=True, dtype=None, method="", **options
+    ):
         """Tune in what might be a new process: probe and labels of what the tuner measured."""
         if new_process:
             records.forget()
@@ -282,7 +293,8 @@ class TunedOnceTest(RangeDispatchTestCase):
         def fake(bench, contenders, point):
             labels = [c.candidate.label for c in contenders]
             calls.append((point.size, *labels))
-            return [Measurement(label, 2.0 if label == OP_LABEL else 1.0) for label in labels]
+            times = [2.0 if label == OP_LABEL else 1.0 for label in labels]
+            return [Measurement(*m, method=method) for m in zip(labels, times, strict=True)]
 
         call = call or (lambda x: self.op(x))
         with mock.patch.object(tuner, "measure", fake):
@@ -294,10 +306,17 @@ class TunedOnceTest(RangeDispatchTestCase):
         first = self.measured(by_sum)
         self.assertEqual(first, [(4, "by_sum", OP_LABEL), (8, "by_sum", OP_LABEL)])
         self.assertEqual(self.measured(by_sum), [])
-        another = lambda x: torch.cat([self.op(x.relu()), x]) + 1  # noqa: E731
+        another = lambda x: torch.mm(self.op(x.relu()), torch.eye(6)) + 1  # noqa: E731
         self.assertEqual(self.measured(by_sum, call=another, n=7), [])
         plans = [plan.chosen for plan in report.plans()]
         self.assertEqual(plans[0], plans[2])
+
+    def test_what_fuses_with_the_op_is_part_of_the_key(self):
+        alone = self.measured(by_sum)
+        with_consumer = lambda x: self.op(x).relu()  # noqa: E731
+        self.assertEqual(self.measured(by_sum, call=with_consumer), alone)
+        other_names = lambda x: torch.relu(self.op(x + 1 - 1))  # noqa: E731
+        self.assertEqual(self.measured(by_sum, call=other_names), [])
 
     def test_a_warm_process_traces_the_winners_alone(self):
         def traced():
@@ -341,6 +360,14 @@ class TunedOnceTest(RangeDispatchTestCase):
         patched = CustomOpConfig(by_sum, config_patches={"max_autotune": False})
         self.assertEqual(len(self.measured(patched)), 2)
 
+    def test_times_by_different_methods_are_not_compared(self):
+        """As on a GPU where what is new can't be captured in a CUDA graph."""
+        self.measured(by_sum, method="CUDA graph")
+        again = self.measured(by_sum, by_half, method="events")
+        whole = ("by_sum", "by_half", OP_LABEL)
+        self.assertEqual(again, [(4, "by_half"), (4, *whole), (8, "by_half"), (8, *whole)])
+        self.assertEqual(self.measured(by_sum, by_half, method="events"), [])
+
     def test_the_signature_is_part_of_the_key(self):
         self.measured(by_sum)
         self.assertEqual(len(self.measured(by_sum, dtype=torch.float64)), 2)
@@ -377,13 +404,85 @@ class TunedOnceTest(RangeDispatchTestCase):
             self.assertEqual(len(self.measured(by_sum)), 2)
             self.assertEqual(self.measured(by_sum, new_process=False), [])
 
+    def key(self):
+        """What a compile cache hashes of us now, in what might be a new process."""
+        with mock.patch.object(fingerprint, "_this_process", str(uuid.uuid4())):
+            saved = custom_backend_codegen_configs["range_dispatch"].save_config_portable(
+                ignore_private_configs=False
+            )
+        return saved["records"]
+
+    def test_what_a_compile_writes_does_not_change_the_key(self):
+        for options in ({}, {"records": self.folder / "named"}):
+            before = None
+            for functions in ((by_sum,), (by_sum,), (by_sum, by_half)):
+                self.measured(*functions, **options)
+                before = before or self.key()
+                self.assertEqual(self.key(), before)
+
+    def test_a_shipped_folder_that_says_something_else_changes_the_key(self):
+        named = self.folder / "named"
+        self.measured(by_sum, records=named)
+        cold = self.key()
+        with mock.patch.object(signature, "cache_dir", lambda: str(self.folder / "elsewhere")):
+            shipped = self.key()
+            self.assertNotEqual(shipped, cold)
+            self.assertEqual(self.measured(by_sum, records=named), [])
+            self.assertEqual(self.key(), shipped)  # it was not copied
+            self.assertEqual(len(self.measured(by_sum, by_half, records=named)), 2)
+            self.assertEqual(self.key(), shipped)
+            (file,) = named.glob("*.json")
+            file.write_text(file.read_text().replace("2.0", "2.5"))
+            self.assertNotIn(self.key(), (shipped, cold))
+            file.unlink()
+            self.assertNotEqual(self.key(), shipped)
+
+    def test_another_op_in_the_folder_does_not_change_the_key(self):
+        named = self.folder / "named"
+        self.measured(by_sum, records=named)
+        before = self.key()
+        (named / "another_op.A_CPU.json").write_text("{}")
+        self.assertEqual(self.key(), before)
+
     def test_retuning_misses_the_compile_caches(self):
-        hashes = set()
+        self.measured(by_sum)
+        keys = {self.key()}
         with config.patch(retune=True):
             for _ in range(2):
                 self.measured(by_sum)
-                hashes.add(config.registrations)
-        self.assertEqual(len(hashes), 2)
+                keys.add(self.key())
+        self.assertEqual(len(keys), 3)
+        retuned = self.key()
+        self.assertNotIn(retuned, keys)
+        self.measured(by_sum)
+        self.assertEqual(self.key(), retuned)
+
+    def test_pinned_code_depends_on_all_records(self):
+        with config.patch(deterministic=True):
+            self.measured(by_sum)
+            without = self.key()
+            self.measured(by_sum)
+            self.assertEqual(self.key(), without)
+        self.measured(by_sum)
+        with config.patch(deterministic=True):
+            pinned = self.key()
+            self.assertNotEqual(pinned, without)
+            self.measured(by_sum, records=self.folder / "named")
+            self.assertTrue(list((self.folder / "named").glob("*.json")))
+            self.assertEqual(self.key(), pinned)  # that is a copy
+
+    @parametrize("knob", sorted(config._config))
+    def test_knobs_are_part_of_the_key(self, knob):
+        def all_keys():
+            keyed = custom_backend_codegen_configs["range_dispatch"]
+            return keyed.save_config_portable(ignore_private_configs=False)
+
+        self.measured(by_sum)
+        before = all_keys()
+        value = getattr(config, knob)
+        other = value + 1 if isinstance(value, (int, float)) else "another"
+        with config.patch({knob: not value if isinstance(value, bool) else other}):
+            self.assertNotEqual(all_keys(), before)
 
     def test_records_can_be_turned_off(self):
         with config.patch(use_records=False):
@@ -466,7 +565,124 @@ PROGRAM = """
 """
 
 
+CACHED = """
+    import json
+    import torch
+    import torch._functorch.config as functorch_config
+    from torch._dynamo.utils import counters
+    from torch._inductor import config
+    from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+    from torch._inductor.kernel.range_dispatch import tuner
+    from torch._inductor.kernel.range_dispatch.choosing import Measurement
+
+    @torch.library.custom_op("range_dispatch_records::cached", mutates_args=())
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+    op.register_fake(torch.empty_like)
+
+    ran, measured = [], []
+
+    @torch.library.custom_op("range_dispatch_records::noting", mutates_args=())
+    def noting(x: torch.Tensor) -> torch.Tensor:
+        ran.append("ours")
+        return x + 1
+    noting.register_fake(torch.empty_like)
+
+    def ours(x):
+        return torch.ops.range_dispatch_records.noting(x)
+
+    def measure(bench, contenders, point):
+        measured.append(point.size)
+        labels = [c.candidate.label for c in contenders]
+        return [Measurement(label, 1.5 if label == "ours" else 2.0) for label in labels]
+
+    tuner.measure = measure
+    register_custom_op_autotuning(
+        op,
+        configs=[CustomOpConfig(ours)],
+        dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 8},
+        split_points=[4],
+    )
+    found = {}
+    for cache in ("fx_graph", "aot_autograd"):
+        torch._dynamo.reset()
+        for seen in (counters, ran, measured):
+            seen.clear()
+        with (
+            config.patch(fx_graph_cache=True, fx_graph_remote_cache=False),
+            functorch_config.patch(enable_autograd_cache=cache == "aot_autograd"),
+        ):
+            torch.compile(op, dynamic=True)(torch.ones(5, 3))
+        fx = counters["inductor"]["fxgraph_cache_hit"]
+        aot = counters["aot_autograd"]["autograd_cache_hit"]
+        hit = fx if cache == "fx_graph" else aot
+        found[cache] = [hit == 1, len(measured), ran[:]]
+    print(json.dumps(found))
+"""
+
+
 class ProcessesTest(TestCase):
+    def test_compile_caches_follow_the_records(self):
+        with tempfile.TemporaryDirectory() as folder:
+            named = Path(folder, "named")
+
+            def run(**environment):
+                environment = {
+                    **os.environ,
+                    "TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "cache")),
+                    "TORCH_RANGE_DISPATCH_RECORDS": str(named),
+                    **environment,
+                }
+                done = subprocess.run(
+                    [sys.executable, "-c", textwrap.dedent(CACHED)],
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                )
+                self.assertEqual(done.returncode, 0, done.stderr)
+                found = json.loads(done.stdout.splitlines()[-1])
+                (hit, _, ran), (also_hit, _, also_ran) = found.values()
+                self.assertEqual((hit, ran), (also_hit, also_ran))
+                return hit, found["fx_graph"][1], ran
+
+            miss, hit = False, True
+            self.assertEqual(run(), (miss, 2, ["ours"]))
+            self.assertEqual(run(), (hit, 0, ["ours"]))
+            self.assertEqual(run(TORCH_RANGE_DISPATCH_RETUNE="1"), (miss, 2, ["ours"]))
+            self.assertEqual(run(), (miss, 0, ["ours"]))
+            self.assertEqual(run(), (hit, 0, ["ours"]))
+            (file,) = named.glob("*.json")
+            file.write_text(file.read_text().replace("1.5", "2.5"))  # as one that was shipped
+            self.assertEqual(run(), (miss, 0, []))
+            self.assertEqual(run(), (hit, 0, []))
+            pinned = {"TORCH_RANGE_DISPATCH_DETERMINISTIC": "1"}
+            self.assertEqual(run(**pinned), (miss, 0, []))
+            file.write_text(file.read_text().replace("2.5", "1.5"))
+            self.assertEqual(run(**pinned), (miss, 0, ["ours"]))
+            self.assertEqual(run(**pinned), (hit, 0, ["ours"]))
+
+    def test_two_processes_that_write_lose_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            program = f"""
+                import sys
+                from pathlib import Path
+                from torch._inductor.kernel.range_dispatch import records
+                from torch._inductor.kernel.range_dispatch.choosing import Measurement
+                key = records.Key("lib::op.default", "A CPU", {{}}, {{}})
+                for i in range(20):
+                    opened = records.Records(key, [Path({folder!r})])
+                    opened.add(sys.argv[1] + str(i), {{"aaaa": Measurement("a", 1.0)}})
+                    opened.save()
+            """
+            writers = [
+                subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), name])
+                for name in ("one", "other")
+            ]
+            self.assertEqual([writer.wait() for writer in writers], [0, 0])
+            (file,) = Path(folder).glob("*.json")
+            (entry,) = json.loads(file.read_text())["entries"].values()
+            self.assertEqual(len(entry["probes"]), 40)
+
     def test_a_new_process_benchmarks_only_what_is_new(self):
         with tempfile.TemporaryDirectory() as folder:
 
@@ -524,7 +740,7 @@ class IdentityTest(TestCase):
                 raise RuntimeError("no")
 
         odd = Odd()
-        self.assertNotEqual(fingerprint.identity(odd), fingerprint.identity(odd))
+        self.assertNotEqual(description.identity(odd), description.identity(odd))
 
 
 instantiate_parametrized_tests(FilesTest)

@@ -1,8 +1,19 @@
 # Owner(s): ["module: inductor"]
 """The tuning engine: right answers only, faults, the grid's probes, early stop, timing."""
 
+import contextlib
+import json
 import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
 import time
+import unittest
+from pathlib import Path
 from unittest import mock
 
 from range_dispatch_common import (
@@ -11,6 +22,7 @@ from range_dispatch_common import (
     define_op,
     DEVICES,
     force_winners,
+    GPU_TYPE,
     HAS_CPU,
     HAS_GPU,
     OP_LABEL,
@@ -25,8 +37,16 @@ from torch._inductor.kernel.custom_op import (
     CustomOpConfig,
     register_custom_op_autotuning,
 )
-from torch._inductor.kernel.range_dispatch import benchmark_module, timing, tuner, verify
+from torch._inductor.kernel.range_dispatch import (
+    benchmark_module,
+    row,
+    timing,
+    tuner,
+    verify,
+    worker,
+)
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
+from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.test_case import TestCase
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
@@ -63,16 +83,40 @@ def slow(x):
     return torch.ops.range_dispatch_tuning.sleeps(x)
 
 
+def unwritten(x):
+    out = torch.empty_like(x)
+    out[1:] = x[1:] + x[1:]
+    return out
+
+
+def unwritten_in_op(x):
+    return torch.ops.range_dispatch_tuning.leaves_one(x)
+
+
+def waiting(x):
+    return torch.ops.range_dispatch_tuning.waits(x)
+
+
+def lucky(x):
+    return torch.ops.range_dispatch_tuning.lucky(x)
+
+
+def aborting(x):
+    return torch.ops.range_dispatch_tuning.aborts(x)
+
+
+def exiting(x):
+    return torch.ops.range_dispatch_tuning.exits(x)
+
+
+def hanging(x):
+    return torch.ops.range_dispatch_tuning.hangs(x)
+
+
 def fallible(name, function):
     op = torch.library.custom_op(f"range_dispatch_tuning::{name}", function, mutates_args=())
     op.register_fake(torch.empty_like)
     return op
-
-
-def _half_written(x: torch.Tensor) -> torch.Tensor:
-    out = x + x
-    out[: len(x) // 2] = out[len(x) // 2 :][: len(x) // 2]
-    return out
 
 
 def _raises(x: torch.Tensor) -> torch.Tensor:
@@ -86,9 +130,43 @@ def _sleeps(x: torch.Tensor) -> torch.Tensor:
     return x + x
 
 
-_half = fallible("half_written", _half_written)
-_raise = fallible("raises", _raises)
-_sleep = fallible("sleeps", _sleeps)
+def _leaves_one(x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    torch.add(x[1:], x[1:], out=out[1:])
+    return out
+
+
+def _lucky(x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    expected = x + x
+    # Where memory was not written since, it often holds what the op before left there.
+    return torch.where(out.isnan(), out, expected)
+
+
+def _waits(x: torch.Tensor) -> torch.Tensor:
+    return x * int(x.new_full((), 2.0).item())
+
+
+def _aborts(x: torch.Tensor) -> torch.Tensor:
+    if len(x) > WRONG_FROM:
+        os.abort()
+    return x + x
+
+
+def _exits(x: torch.Tensor) -> torch.Tensor:
+    os._exit(7)
+
+
+def _hangs(x: torch.Tensor) -> torch.Tensor:
+    if len(x) > WRONG_FROM:
+        time.sleep(1000)
+    return x + x
+
+
+_ops = [
+    fallible(function.__name__.removeprefix("_"), function)
+    for function in (_raises, _sleeps, _leaves_one, _lucky, _waits, _aborts, _exits, _hangs)
+]
 
 
 class TuningTestCase(RangeDispatchTestCase):
@@ -199,6 +277,36 @@ class RightAnswersTest(TuningTestCase):
         with verify.poisoned_allocations(scope["call"]):
             self.assertTrue(scope["call"]().isnan().all())
         self.assertEqual(scope["call"](), x)
+
+    @parametrize("device", DEVICES)
+    @parametrize("implementation", [unwritten, unwritten_in_op])
+    def test_an_implementation_that_leaves_an_element_unwritten_is_out(
+        self, device, implementation
+    ):
+        for _ in range(3):  # what the allocator hands out must not matter
+            custom_op.unregister_custom_op_autotuning(self.op)
+            torch._dynamo.reset()
+            torch._logging.warning_once.cache_clear()
+            with self.assertLogs(custom_op.log, "WARNING") as logged:
+                plan = self.tune(implementation, right, device=device)
+            (message,) = logged.output
+            self.assertIn(f"{implementation.__name__} is not used: in [0, 4], it gives", message)
+            self.assertEqual(self.errors(plan)["right"], ["", ""])
+        self.assertFalse(torch.are_deterministic_algorithms_enabled())
+
+    def test_memory_that_happens_to_hold_the_answer(self):
+        plan = self.tune(lucky, right)
+        for error in self.errors(plan)["lucky"]:
+            self.assertRegex(error, "another answer than the op.*absolute error nan")
+
+    @parametrize("dtype", [torch.float32, torch.float16, torch.int32])
+    def test_what_a_custom_op_allocates_is_filled(self, dtype):
+        keep = torch.utils.deterministic.fill_uninitialized_memory
+        with verify.filled_allocations():
+            made = torch.empty(1000, dtype=dtype)
+        wanted = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+        self.assertEqual(made, torch.full((1000,), wanted, dtype=dtype))
+        self.assertEqual(torch.utils.deterministic.fill_uninitialized_memory, keep)
 
     def test_generated_modules_allocate_poison(self):
         seen = []
@@ -312,29 +420,256 @@ class FaultsTest(TuningTestCase):
 
     def test_clearly_slower_is_timed_in_two_rounds(self):
         calls = {}
-        real = tuner.make_timer
+        real = row.make_timer
 
-        def counting(run, device, cudagraphs):
+        def counting(run, device, cudagraphs, captured):
             label = f"timer {len(calls)}"
             calls[label] = 0
             times = iter([[1.0, 1.0, 1.0, 1.0], [50.0, 1.0, 1.0, 1.0], [4.0, 4.0]][len(calls) - 1])
             real(run, device, cudagraphs)
 
-            def timer():
+            def time():
                 calls[label] += 1
                 return next(times)
 
-            return timer
+            return timing.Timer("faked", time)
 
         register_custom_op_autotuning(
             self.op, configs=[CustomOpConfig(right), CustomOpConfig(reordered)]
         )
         with (
-            mock.patch.object(tuner, "make_timer", counting),
+            mock.patch.object(row, "make_timer", counting),
             config.patch(tuning_rounds=4, early_stop=3.0),
         ):
             torch.compile(lambda x: self.op(x))(torch.randn(8, 6))
         self.assertEqual(list(calls.values()), [4, 4, 2])
+
+
+class SubprocessTest(TuningTestCase):
+    """What ends a process ends that of the measuring alone. On a CPU that is a fork."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        apart = contextlib.ExitStack()
+        apart.enter_context(config.patch(measure_in_subprocess=True))
+        self.addCleanup(apart.close)
+
+    def test_measures_as_well_as_in_process(self):
+        here = []
+        real = row.Row.measure
+
+        def noting(self, *args):
+            here.append(os.getpid())
+            return real(self, *args)
+
+        with mock.patch.object(row.Row, "measure", noting):
+            plan = self.tune(right, wrong, raising)
+        self.assertEqual(here, [])
+        self.assertEqual([label for label, _ in plan.rejected], ["wrong"])
+        self.assertRegex(self.errors(plan)["raising"][1], "fails at size 8: OutOfMemoryError")
+        for label in ("right", OP_LABEL):
+            self.assertEqual(self.errors(plan)[label], ["", ""])
+        for result in plan.results:
+            (ours,) = (m for m in result.measurements if m.label == "right")
+            self.assertTrue(0 < ours.milliseconds < 1e3)
+
+    @parametrize("how", ["aborting", "exiting"])
+    def test_one_that_ends_the_process_is_out_everywhere(self, how):
+        implementation = {"aborting": aborting, "exiting": exiting}[how]
+        with self.assertLogs(custom_op.log, "WARNING") as logged:
+            plan = self.tune(implementation, right)
+        size, what = ("8", "SIGABRT") if how == "aborting" else ("4", "exit code 7")
+        reason = f"it fails at size {size}: it ended the process, {what}"
+        for error in self.errors(plan)[how]:
+            self.assertEqual(error, reason)
+        self.assertEqual(self.errors(plan)["right"], ["", ""])
+        self.assertIn(f"{how} is not used", logged.output[0])
+        self.assertIn(reason, logged.output[0])
+
+    def test_one_that_hangs_is_ended_and_out_for_that_range(self):
+        started = time.monotonic()
+        with config.patch(time_limit_s=0.4):
+            plan = self.tune(hanging, right)
+        self.assertLess(time.monotonic() - started, 60)
+        first, second = self.errors(plan)["hanging"]
+        self.assertEqual(first, "")
+        self.assertEqual(
+            second,
+            "it fails at size 8: it gave no sign of life for 2 s, and was ended "
+            "(config.time_limit_s is 0.4 s)",
+        )
+        self.assertEqual(self.errors(plan)["right"], ["", ""])
+
+    def test_several_that_end_the_process(self):
+        plan = self.tune(aborting, exiting, right)
+        errors = self.errors(plan)
+        self.assertTrue(all(errors["aborting"] + errors["exiting"]))
+        self.assertEqual(errors["right"], ["", ""])
+        self.assertNotIn("aborting", [label for _, label in plan.chosen])
+
+    def test_the_op_itself_runs_where_no_process_can_be_started(self):
+        refuses = mock.patch.object(
+            multiprocessing.context.ForkProcess, "start", side_effect=AssertionError("daemonic")
+        )
+        with refuses, self.assertLogs(tuner.log, "WARNING") as logged:
+            plan = self.tune(right)
+        (message,) = logged.output
+        self.assertRegex(message, "not measured in a subprocess, .*: no process .*: daemonic")
+        self.assertEqual([label for _, label in plan.chosen], [OP_LABEL])
+
+    def test_kernels_in_the_fork_use_as_many_threads(self):
+        def product():
+            return torch.randn(400, 400) @ torch.randn(400, 400)
+
+        def run(arguments):
+            product()
+            raise RuntimeError(f"{torch.get_num_threads()} threads")
+
+        product()  # starts the threads of this process, which are not there in the fork
+        module = benchmark_module.BenchmarkModule(run, (), (), None)
+        entrant = row.Entrant("product", module, is_op=True)
+        one = row.Row(torch.device("cpu"), False, Point(4, {}), [entrant], (), None)
+        with config.patch(time_limit_s=4.0):
+            found = worker.measure(lambda: one)
+        self.assertIn(f"{torch.get_num_threads()} threads", found[0].error)
+
+
+SPAWNING = """
+    import json, os, sys, time
+    import torch
+    from torch._inductor import config as inductor_config
+    from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+    from torch._inductor.kernel.range_dispatch import config, report, worker
+
+    def op_of(name, function):
+        op = torch.library.custom_op(f"range_dispatch_spawning::{name}", function, mutates_args=())
+        op.register_fake(torch.empty_like)
+        return op
+
+    def _doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    def _aborts(x: torch.Tensor) -> torch.Tensor:
+        os.abort()
+
+    def _hangs(x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 8:
+            time.sleep(1000)
+        return x * 2
+
+    doubled, _, _ = op_of("doubled", _doubled), op_of("aborts", _aborts), op_of("hangs", _hangs)
+
+    def right(x):
+        return x + x
+
+    def by_constant(x):
+        return x * torch.tensor([float(i) for i in range(16)], device=x.device)[2]
+
+    def wrong(x):
+        return x + 1
+
+    def aborts(x):
+        return torch.ops.range_dispatch_spawning.aborts(x)
+
+    def hangs(x):
+        return torch.ops.range_dispatch_spawning.hangs(x)
+
+    def defined_late(x):
+        return torch.ops.range_dispatch_spawning.late(x)
+
+    if __name__ == "__main__":
+        late = op_of("late", _doubled)
+        device, *names = sys.argv[1:]
+        worker._method = lambda device: "spawn"
+        config.measure_in_subprocess, config.use_records, config.time_limit_s = True, False, 1.0
+        register_custom_op_autotuning(
+            doubled,
+            configs=[CustomOpConfig(globals()[name]) for name in names],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 8},
+            split_points=[4],
+        )
+        x = torch.randn(3, 6, device=device)
+        with inductor_config.patch(fx_graph_cache=False):
+            out = torch.compile(lambda x: doubled(x), dynamic=True)(x)
+        torch.testing.assert_close(out, x * 2)
+        (plan,) = report.plans()
+        errors = [{m.label: m.error for m in r.measurements} for r in plan.results]
+        print(json.dumps([errors, [label for _, label in plan.chosen]]))
+"""
+
+
+ILLEGAL = """
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def astray(x, out, n, BLOCK: tl.constexpr):
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < n
+        far = at.to(tl.int64) * 1099511627776 + 1099511627776
+        tl.store(out + far, tl.load(x + at, mask=inside), mask=inside)
+
+    @torch.library.triton_op("range_dispatch_spawning::illegal", mutates_args=())
+    def illegal(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        torch.library.wrap_triton(astray)[(1,)](x, out, x.numel(), BLOCK=64)
+        return out
+
+"""
+
+
+class SpawnedTest(TestCase):
+    """A new interpreter, which imports the main module: the worker of a GPU, here of a CPU too."""
+
+    def run_program(self, *names, device="cpu", program=SPAWNING):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "program.py")
+            file.write_text(textwrap.dedent(program))
+            done = subprocess.run(
+                [sys.executable, str(file), device, *names],
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        errors, chosen = json.loads(done.stdout.splitlines()[-1])
+        return errors, chosen, done.stderr
+
+    @parametrize("device", DEVICES)
+    def test_measures_and_leaves_out_what_ends_it(self, device):
+        names = ["right", "by_constant", "wrong", "aborts", "hangs"]
+        errors, _, _ = self.run_program(*names, device=device)
+        for of_range in errors:
+            for label in ("right", "by_constant", OP_LABEL):
+                self.assertIsNone(of_range[label])
+            self.assertRegex(of_range["wrong"], "gives another answer than the op at size 4")
+            ended = "it fails at size 4: it ended the process, SIGABRT"
+            self.assertEqual(of_range["aborts"], ended)
+        self.assertIsNone(errors[0]["hangs"])
+        self.assertRegex(errors[1]["hangs"], "fails at size 8: it gave no sign of life for 5 s")
+
+    @unittest.skipUnless(HAS_GPU and GPU_TYPE == "cuda", "illegal memory accesses")
+    def test_an_illegal_access_on_a_gpu(self):
+        program = SPAWNING.replace('worker._method = lambda device: "spawn"', "")
+        program = program.replace("    def wrong(x):", ILLEGAL + "    def wrong(x):")
+        errors, chosen, _ = self.run_program("illegal", "right", device=GPU_TYPE, program=program)
+        for of_range in errors:
+            self.assertRegex(of_range["illegal"], "size 4: it left the device unusable: .*illegal")
+            self.assertEqual((of_range["right"], of_range[OP_LABEL]), (None, None))
+        self.assertNotIn("illegal", chosen)
+
+    def test_an_operator_that_the_main_module_does_not_define_on_import(self):
+        errors, chosen, said = self.run_program("right", "defined_late")
+        self.assertEqual(chosen, [OP_LABEL])
+        self.assertEqual(errors, [{}, {}])
+        self.assertRegex(said, "not measured in a subprocess.*defined_late needs the operator")
+        self.assertEqual(said.count("not measured in a subprocess"), 1)
+
+    def test_a_main_module_that_compiles_when_it_is_imported(self):
+        unguarded = SPAWNING.replace('if __name__ == "__main__":', "if True:")
+        _, chosen, said = self.run_program("right", program=unguarded)
+        self.assertEqual(chosen, [OP_LABEL])
+        self.assertRegex(said, "before a candidate ran, it ended the process, exit code 1")
 
 
 class ProbesTest(TuningTestCase):
@@ -424,6 +759,43 @@ class TimingTest(TuningTestCase):
         finally:
             torch.set_num_threads(threads)
 
+    def test_a_row_is_timed_by_one_method(self):
+        """Where one of a row can't be captured, all of it is timed by events."""
+        tried = []
+
+        def faked(run, device, cudagraphs, captured):
+            tried.append(captured)
+            if captured and len(tried) == 2:
+                raise timing.NotCaptured("it waits for the device")
+            return timing.Timer("CUDA graph" if captured else "events", lambda: 1.0)
+
+        with mock.patch.object(row, "make_timer", faked):
+            plan = self.tune(right, reordered)
+        self.assertEqual(tried, [True, True, *[False] * 3, *[True] * 3])
+        methods = [{m.method for m in result.measurements} for result in plan.results]
+        self.assertEqual(methods, [{"events"}, {"CUDA graph"}])
+
+    @unittest.skipUnless(HAS_GPU and GPU_TYPE == "cuda", "CUDA graphs")
+    @parametrize("asked", [False, True])
+    def test_on_a_gpu_a_row_is_timed_by_one_method(self, asked):
+        for function, method in ((right, "CUDA graph"), (waiting, "events")):
+            plan = self.tune(function, reordered, device=GPU_TYPE, benchmark_with_cudagraphs=asked)
+            for result in plan.results:
+                self.assertEqual([m.error for m in result.measurements], [None] * 3)
+                (used,) = {m.method for m in result.measurements}
+                self.assertIn(method, used)
+
+    @unittest.skipUnless(HAS_GPU and GPU_TYPE == "cuda", "CUDA graphs")
+    def test_on_a_gpu_events_and_graphs_agree_up_to_the_launches(self):
+        x = torch.randn(1 << 24, device=GPU_TYPE)
+        times = {}
+        for captured in (True, False):
+            timer = timing.make_timer(lambda: x * 2, x.device, False, captured)
+            times[timer.method] = statistics.median(timer() for _ in range(10))
+        self.assertEqual(set(times), {"CUDA graph", "events"})
+        by_graph, by_events = times["CUDA graph"], times["events"]
+        self.assertLess(abs(by_events - by_graph), 0.01 + 0.1 * by_graph)
+
     def test_all_kernels_are_under_way_before_the_first_is_waited_for(self):
         events = []
         generate, wait = benchmark_module.GraphLowering.compile_to_module, AsyncCompile.wait
@@ -448,6 +820,8 @@ class TimingTest(TuningTestCase):
 instantiate_parametrized_tests(RightAnswersTest)
 instantiate_parametrized_tests(CompareTest)
 instantiate_parametrized_tests(FaultsTest)
+instantiate_parametrized_tests(SubprocessTest)
+instantiate_parametrized_tests(SpawnedTest)
 instantiate_parametrized_tests(ProbesTest)
 instantiate_parametrized_tests(TimingTest)
 

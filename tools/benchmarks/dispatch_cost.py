@@ -1,33 +1,42 @@
 #!/usr/bin/env python3
-"""What a dispatch costs at run time: host time a call, for 1 to 16 branches on a tiny op.
+"""What a dispatch costs at run time: host time and kernels of a call, for 1 to 16 branches.
 
-    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--branches 3 8]
+    python3 tools/dev.py python tools/benchmarks/dispatch_cost.py [--branches 3 8] [--json F]
 
 Compared are, on the same tiny op in the same process:
 
-    ours     the flat dispatch node
     alone    the same implementation compiled alone with dynamic shapes
+    static   a compile for that size alone
+    ours     the flat dispatch node
     stock    the nested conditional of stock's, with the same branches
     python   a Python if over a separately compiled function for each range
-    static   a compile for that size alone
 
-Host time is the wall time of many calls, the best of several rounds that take turns. The ratios are
-to ``alone``. Goals: 1.02 at 3 branches, 1.05 at 16, and at most half of stock's extra cost.
+Host time is the wall time of many calls: the least of the medians of many rounds, in which all take
+turns. The ratios are to ``alone``, with the spread in brackets: how far the median round lies above
+the least. Goals: 1.02 at 3 branches, 1.05 at 16, and at most half of stock's extra cost.
+
+On a GPU ``static`` and ``ours`` are also compared inside of CUDA graphs (mode="reduce-overhead"):
+the time from call to call with the replay, and the time of the replayed kernels. The goal is 1.00.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
-import itertools
-import statistics
+import math
+import sys
 import time
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from measuring import budgeted_call_times, call_times, compiled, device_name, kernel_times, Time
+from reporting import markdown, Records
+
 import torch
+from torch import Tensor
 from torch._inductor import config as inductor_config
 from torch._inductor.kernel.custom_op import custom_op_autotuning, CustomOpConfig
 from torch._inductor.kernel.range_dispatch import config, ir, tuner
@@ -35,47 +44,93 @@ from torch._inductor.kernel.range_dispatch.choosing import Measurement
 
 
 WIDTH = 8
+SIZE = 4
+NAMES = ("alone", "static", "ours", "stock", "python")
+CUDA_GRAPHS = {"mode": "reduce-overhead"}
+
+Function = Callable[[Tensor], Any]
 
 
 @torch.library.custom_op("range_dispatch_benchmark::tiny", mutates_args=())
-def tiny(x: torch.Tensor) -> torch.Tensor:
+def tiny(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
 @tiny.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
+def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def implementation(x: torch.Tensor, step: int = 0) -> torch.Tensor:
+def implementation(x: Tensor, step: int = 0) -> Tensor:
     return x * 2 + 1
 
 
-def rows(count: int, device: str) -> torch.Tensor:
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--branches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rivals", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=100, help="timed together, 5 times a round")
+    parser.add_argument("--json", type=Path, help="a file for the figures, a line each")
+    parser.add_argument("--time-limit", type=float, default=math.inf, help="seconds")
+    args = parser.parse_args()
+    end = time.monotonic() + args.time_limit
+    records = Records(args.json)
+    rows, graph_rows = [host_header(args.rivals)], [graph_header()]
+    skipped = []
+    print(f"{device_name(args.device)}, torch {torch.__version__}")
+    with inductor_config.patch(fx_graph_cache=False), torch.no_grad():
+        for branches in args.branches:
+            if time.monotonic() > end:
+                skipped.append(branches)
+                continue
+            torch._dynamo.reset()
+            functions = contestants(branches, args.device, args.rivals)
+            for where, size in places(branches):
+                x = rows_of(size, args.device)
+                if "static" in functions:
+                    functions["static"] = compiled(implementation, dynamic=False)
+                calls = {name: partial(function, x) for name, function in functions.items()}
+                found = host_times(calls, args)
+                rows.append([str(branches), where, *map(host_cell, *against(found, args.rivals))])
+                records.add("host", branches=branches, where=where, **as_json(found))
+            if args.device == "cuda":
+                torch._dynamo.reset()
+                for row in under_cuda_graphs(branches, records):
+                    graph_rows.append(row)
+    print(f"\nHost time of a call in us, and its ratio to alone\n\n{markdown(rows)}")
+    if len(graph_rows) > 1:
+        print(f"\nUnder CUDA graphs: us, and the ratio to static\n\n{markdown(graph_rows)}")
+    if skipped:
+        print(f"\nskipped, out of time: {', '.join(map(str, skipped))} branches")
+    return 0
+
+
+def places(branches: int) -> list[tuple[str, int]]:
+    """A size of the first branch, and one of the last."""
+    return [("first", SIZE), ("last", SIZE + 2 * branches + 6)][: min(branches, 2)]
+
+
+def rows_of(count: int, device: str) -> Tensor:
     x = torch.randn(count, WIDTH, device=device)
     torch._dynamo.mark_static(x, 1)
     return x
 
 
-def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[[torch.Tensor], Any]:
-    """``function`` compiled by itself: the compiler's cache is kept by code object."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-    copy = types.FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
-    return torch.compile(copy, dynamic=dynamic)
-
-
-_numbers = itertools.count()
-
-
-def call_op(x: torch.Tensor) -> torch.Tensor:
+def call_op(x: Tensor) -> Tensor:
     return tiny(x)
 
 
-def dispatched(ends: Sequence[int], device: str, flat: bool) -> Callable[[torch.Tensor], Any]:
-    """A compiled function with a branch for each end and one more, whatever is faster."""
-    configs = [CustomOpConfig(implementation, step=s) for s in range(len(ends) + 1)]
+def dispatched(branches: int, device: str, flat: bool, **options: Any) -> Function:
+    """The op compiled with so many branches, whatever is faster; one branch is inlined."""
+    ends = range_ends(branches)
+    dispatch: dict[str, Any] = {}
+    if ends:
+        dispatch = {"dispatch_on": {"tensor_name": "x", "dim": 0}, "split_points": ends}
+    configs = [CustomOpConfig(implementation, step=step) for step in range(branches)]
 
     def faked(bench: Any, contenders: Any, point: Any) -> list[Measurement]:
         winner = min(bisect.bisect_left(ends, point.size), len(ends))
@@ -83,83 +138,119 @@ def dispatched(ends: Sequence[int], device: str, flat: bool) -> Callable[[torch.
             Measurement(c.candidate.label, float(i != winner)) for i, c in enumerate(contenders)
         ]
 
-    function = compiled(call_op, dynamic=True)
+    function = compiled(call_op, dynamic=True, **options)
     supported = ir.supported if flat else lambda: False
     with (
         custom_op_autotuning(
             tiny,
             configs=configs,
-            dispatch_on={"tensor_name": "x", "dim": 0},
-            split_points=list(ends),
             include_fallback=False,
+            **dispatch,
         ),
         mock.patch.object(tuner, "measure", faked),
         mock.patch.object(ir, "supported", supported),
         mock.patch.object(config, "force_no_merge", True),
     ):
-        function(rows(3, device))
+        function(rows_of(SIZE, device))
     return function
 
 
-def contestants(branches: int, size: int, device: str) -> dict[str, Callable[[torch.Tensor], Any]]:
-    ends = [size + 2 + 2 * i for i in range(branches - 1)]
-    made: dict[str, Callable[[torch.Tensor], Any]] = {}
-    made["alone"] = compiled(implementation, dynamic=True)
-    made["static"] = compiled(implementation, dynamic=False)
-    if branches > 1:
-        made["ours"] = dispatched(ends, device, flat=True)
-        made["stock"] = dispatched(ends, device, flat=False)
+def range_ends(branches: int) -> list[int]:
+    return [SIZE + 2 + 2 * i for i in range(branches - 1)]
+
+
+def contestants(branches: int, device: str, wanted: Sequence[str]) -> dict[str, Function]:
+    def python() -> Function:
+        ends = range_ends(branches)
         separate = [compiled(implementation, dynamic=True) for _ in range(branches)]
-        made["python"] = lambda x: separate[bisect.bisect_left(ends, x.shape[0])](x)
-    return made
+        return lambda x: separate[bisect.bisect_left(ends, x.shape[0])](x)
+
+    makers: dict[str, Callable[[], Function]] = {
+        "alone": lambda: compiled(implementation, dynamic=True),
+        "static": lambda: compiled(implementation, dynamic=False),
+        "ours": lambda: dispatched(branches, device, flat=True),
+        "stock": lambda: dispatched(branches, device, flat=False),
+        "python": python,
+    }
+    same = {"stock", "python"} if branches == 1 else set()
+    return {name: makers[name]() for name in NAMES if name in wanted and name not in same}
 
 
-def microseconds(
-    functions: dict[str, Callable[[torch.Tensor], Any]], x: torch.Tensor, rounds: int, calls: int
-) -> dict[str, float]:
-    """The best round of each function; the rounds take turns, so that a drift meets all."""
-    best = dict.fromkeys(functions, float("inf"))
-    for function in functions.values():
+def host_times(calls: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, Time]:
+    for call in calls.values():
         for _ in range(50):
-            function(x)
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times = []
-            for _ in range(5):
-                started = time.perf_counter()
-                for _ in range(calls):
-                    function(x)
-                times.append((time.perf_counter() - started) / calls)
-            best[name] = min(best[name], statistics.median(times) * 1e6)
-    return best
+            call()
+    found = call_times(calls, args.calls, args.rounds, batches=5)
+    if args.device != "cuda":
+        return found
+    kernels = {name: time.kernels for name, time in kernel_times(calls).items()}
+    return {
+        name: Time(time.microseconds, time.spread, kernels[name]) for name, time in found.items()
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--branches", type=int, nargs="+", default=[2, 3, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=400)
-    args = parser.parse_args()
-    size = 4
-    names = ["alone", "static", "ours", "stock", "python"]
-    print(f"torch {torch.__version__}, {args.device}, host time a call in us (ratio to alone)")
-    print("branches  where  " + "  ".join(f"{name:>14}" for name in names))
-    with inductor_config.patch(fx_graph_cache=False), torch.no_grad():
-        for branches in args.branches:
-            torch._dynamo.reset()
-            functions = contestants(branches, size, args.device)
-            for where, count in (("first", size), ("last", size + 2 * branches + 6)):
-                x = rows(count, args.device)
-                times = microseconds(functions, x, args.rounds, args.calls)
-                shown = [
-                    f"{times[n]:6.2f} ({times[n] / times['alone']:5.3f})" if n in times else "-"
-                    for n in names
-                ]
-                print(
-                    f"{branches:8}  {where:5}  " + "  ".join(f"{s:>14}" for s in shown), flush=True
-                )
+def under_cuda_graphs(branches: int, records: Records) -> list[list[str]]:
+    """Each size is recorded once, and replays its own branch."""
+    ours = dispatched(branches, "cuda", flat=True, **CUDA_GRAPHS)
+    rows = []
+    for where, size in places(branches):
+        x = rows_of(size, "cuda")
+        static = compiled(implementation, dynamic=False, **CUDA_GRAPHS)
+        calls = {"static": partial(static, x), "ours": partial(ours, x)}
+        for _ in range(10):  # warm up, record, replay
+            for call in calls.values():
+                call()
+        whole, kernels = budgeted_call_times(calls, 0.3), kernel_times(calls)
+        cells = []
+        for found in (whole, kernels):
+            alone, branch = found["static"], found["ours"]
+            ratio = branch.microseconds / alone.microseconds
+            cells += [
+                f"{alone.microseconds:.2f}",
+                f"{branch.microseconds:.2f}",
+                f"{ratio:.3f} ({branch.spread:.3f})",
+            ]
+        counts = f"{kernels['static'].kernels}, {kernels['ours'].kernels}"
+        rows.append([str(branches), where, *cells, counts])
+        records.add("graphs", branches=branches, where=where, **as_json(whole))
+        records.add("graph kernels", branches=branches, where=where, **as_json(kernels))
+    return rows
+
+
+def as_json(found: Mapping[str, Time]) -> dict[str, Any]:
+    return {
+        "us": {name: round(time.microseconds, 3) for name, time in found.items()},
+        "spread": {name: round(time.spread, 4) for name, time in found.items()},
+        "kernels": {name: time.kernels for name, time in found.items()},
+    }
+
+
+def against(
+    found: Mapping[str, Time], names: Sequence[str]
+) -> tuple[list[Time | None], list[Time | None]]:
+    shown = [name for name in NAMES if name in names]
+    return [found.get(name) for name in shown], [found.get("alone")] * len(shown)
+
+
+def host_header(names: Sequence[str]) -> list[str]:
+    return ["branches", "branch taken", *(name for name in NAMES if name in names)]
+
+
+def host_cell(time: Time | None, alone: Time | None) -> str:
+    if time is None:
+        return "-"
+    kernels = f", {time.kernels} kernels" if time.kernels is not None else ""
+    if alone is None:
+        return f"{time.microseconds:.2f}{kernels}"
+    ratio = time.microseconds / alone.microseconds
+    return f"{time.microseconds:.2f}, {ratio:.3f} ({time.spread:.3f}){kernels}"
+
+
+def graph_header() -> list[str]:
+    whole = ["call, static", "call, ours", "ratio (spread)"]
+    kernels = ["kernels, static", "kernels, ours", "ratio (spread)", "number"]
+    return ["branches", "branch taken", *whole, *kernels]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

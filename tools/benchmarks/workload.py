@@ -30,10 +30,10 @@ def norm_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def norm_blocks(x: torch.Tensor, weight: torch.Tensor, blocks: int = 2) -> torch.Tensor:
-    """Sums of blocks of the row first: more parallel work when there are few rows."""
+    """Means of blocks of the row first: more parallel work when there are few rows."""
     x32 = x.float()
-    partial = x32.square().unflatten(-1, (blocks, -1)).sum(-1)
-    scale = torch.rsqrt(partial.sum(-1, keepdim=True) / x.shape[-1] + EPS)
+    partial = x32.square().unflatten(-1, (blocks, -1)).mean(-1)
+    scale = torch.rsqrt(partial.mean(-1, keepdim=True) + EPS)
     return (x32 * scale).to(x.dtype) * weight
 
 

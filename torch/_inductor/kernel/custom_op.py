@@ -24,22 +24,28 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import sympy
 
 import torch
-from torch._inductor import ir
+from torch._inductor import ir, lowering
 from torch._inductor.kernel.range_dispatch import (
     compat,
     config,
     dispatch,
     fingerprint,
     grid,
+    region,
     report,
 )
-from torch._inductor.kernel.range_dispatch.call import bind, BoundCall, Unsupported
+from torch._inductor.kernel.range_dispatch.call import (
+    bind,
+    BoundCall,
+    lowered_node,
+    Unsupported,
+)
 from torch._inductor.kernel.range_dispatch.candidates import (
     Candidate,
     candidates_from_configs,
@@ -66,6 +72,14 @@ from torch._inductor.kernel.range_dispatch.registration import (
     overload_of,
     Registration,
 )
+from torch._inductor.kernel.range_dispatch.sizes import Known, known_in
+from torch._inductor.kernel.range_dispatch.stock import (  # noqa: F401  names of stock's
+    _create_fallback_choice,
+    DispatchOnConfig,
+    ImplConfig,
+    RangeBounds,
+    RangeImplGroup,
+)
 from torch._inductor.kernel.range_dispatch.trace import (
     fake_operands,
     lift_constants,
@@ -82,6 +96,7 @@ from torch._inductor.utils import convert_symint_to_expr, convert_to_symint
 from torch._inductor.virtualized import V
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
+from torch.fx import map_arg, Node
 
 
 __all__ = [
@@ -94,6 +109,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _registrations: dict[OpOverload, Registration] = {}
 
@@ -336,11 +353,15 @@ def _call_with(op: OpOverload, inputs: Sequence[Any], given: Mapping[str, Any]) 
 
 
 def _normal_lowering(call: BoundCall) -> Any:
+    """A call of the op in the generated code; what comes after its operands goes by name."""
     arguments = call.fill(call.operands)
-    schema = call.op._schema.arguments
-    positional = [arguments[a.name] for a in schema if not a.kwarg_only]
-    keyword = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
-    return fallback_handler(call.op, add_to_fallback_set=False)(*positional, **keyword)
+    schema = [a for a in call.op._schema.arguments if not a.kwarg_only]
+    while schema and not call.holds_operand(schema[-1].name):
+        schema.pop()
+    positional = {a.name: arguments[a.name] for a in schema}
+    by_name = {n: arguments[n] for n in arguments if n in call.supplied and n not in positional}
+    handler = fallback_handler(call.op, add_to_fallback_set=False)
+    return handler(*positional.values(), **by_name)
 
 
 def _install(registration: Registration) -> None:
@@ -369,15 +390,19 @@ def _lower(registration: Registration, args: Sequence[Any], kwargs: Mapping[str,
         raise Unsupported("it mutates an argument or returns nothing")
     if any(r.alias_info is not None for r in op._schema.returns):
         raise Unsupported("it returns an alias of an argument")
-    call = bind(op, args, kwargs)
-    configs = _configs_for(registration, call)
-    if not configs:
+    call = bind(op, args, kwargs, keep=dispatch.flat.supported(), node=lowered_node(op))
+    candidates = _candidates(registration, call)
+    if not candidates:
         log.info("%s: no configs, lowered normally", op)
         return None
-    candidates = candidates_from_configs(configs, registration.include_fallback)
     if registration.dispatch_on is None:
         return _standard_lowering_fn(registration, call, candidates)
     return _range_based_lowering_fn(registration, call, candidates)
+
+
+def _candidates(registration: Registration, call: BoundCall) -> tuple[Candidate, ...]:
+    configs = _configs_for(registration, call)
+    return candidates_from_configs(configs, registration.include_fallback) if configs else ()
 
 
 def _configs_for(registration: Registration, call: BoundCall) -> tuple[CustomOpConfig, ...]:
@@ -415,19 +440,176 @@ def _range_based_lowering_fn(
 
     A size that is static here needs no dispatch: only the range that holds it is tuned.
     """
+    tuned = _tune_ranges(registration, call, candidates)
+    joint = _joined(tuned)
+    others = [_tune_node(node) for node in joint.region.joined] if joint is not None else []
+    together = [other for other in others if other is not None]
+    if joint is None or len(together) < len(others):
+        together = []
+    everything = [tuned, *together]
+    chosen = _merge(_cut([each.chosen for each in everything]), _all_same)
+    if len(chosen) == 1:
+        report.record(tuned.plan)
+        return tuned.contest.inline(chosen[0][1][0])
+    for each in everything:
+        report.record(each.plan)
+    region_call = joint if joint is not None and together else tuned.contest.call
+    return _dispatch(everything, region_call, chosen)
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """One call, tuned: its contest, where the size is read, the merged ranges, and the report."""
+
+    contest: _Contest
+    operand: int
+    dim: int
+    size: sympy.Expr
+    chosen: Sequence[tuple[Range, Candidate]]
+    plan: report.Plan
+
+
+def _tune_ranges(
+    registration: Registration, call: BoundCall, candidates: Sequence[Candidate]
+) -> _Tuned:
     operand, dim, size = _dispatched_size(registration, call)
     ranges = _reachable_ranges(registration, size)
-    contest = _prepare(registration, call, candidates)
-    results = contest.tune(ranges, lambda range: _probes(registration, call, size, range))
-    chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results])
+    contest = _prepare(registration, call, candidates, size if len(ranges) > 1 else None)
+    results = contest.tune(ranges, lambda range: _probes(registration, contest.call, size, range))
+    chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results], Candidate.same_as)
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
     plan = contest.plan(where, str(size), results, chosen)
-    if len(chosen) == 1:
-        lowered = contest.inline(chosen[0][1])
+    return _Tuned(contest, operand, dim, size, chosen, plan)
+
+
+def _tune_node(node: Node) -> _Tuned | None:
+    """Tune a call that is not lowered yet; None where it has to be lowered by itself."""
+    registration = _registrations[node.target]
+    args, kwargs = map_arg((node.args, node.kwargs), region.operand_for)
+    try:
+        call = bind(registration.op, args, kwargs, keep=True, node=node)
+        candidates = _candidates(registration, call)
+        return _tune_ranges(registration, call, candidates) if candidates else None
+    except Unsupported as reason:
+        log.info("%s: dispatched by itself: %s", registration.op, reason)
+        return None
+
+
+def _joined(tuned: _Tuned) -> region.RegionCall | None:
+    """The region of a call with other dispatched ops in it; None where there are none."""
+
+    def joins(node: Node) -> bool:
+        registration = _registrations.get(node.target)
+        where = registration.dispatch_on if registration is not None else None
+        if registration is None or where is None or registration.config_generator is not None:
+            return False
+        if any(config.config_patches for config in registration.configs or ()):
+            return False  # they would hold for what else is in the branch
+        names = [a.name for a in registration.op._schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        value = getattr(given.get(where.tensor_name), "meta", {}).get("val")
+        if not isinstance(value, torch.Tensor) or not -value.dim() <= where.dim < value.dim():
+            return False
+        return bool(convert_symint_to_expr(value.shape[where.dim]) == tuned.size)
+
+    contest = tuned.contest
+    patched = any(c.candidate.config_patches for c in contest.contenders)
+    if patched or not dispatch.flat.supported() or tuned.size.is_Integer:
+        return None
+    call = region.around(contest.alone, tuned.size, contest.ref.pack, joins)
+    return call if isinstance(call, region.RegionCall) and call.region.joined else None
+
+
+def _cut(
+    plans: Sequence[Sequence[tuple[Range, Candidate]]],
+) -> list[tuple[Range, tuple[Candidate, ...]]]:
+    """The winners of several calls where they are dispatched together: cut where any changes."""
+    starts = sorted({range.start for plan in plans for range, _ in plan})
+    last = max(plans[0][-1][0].end, starts[-1])
+    ends = [*(start - 1 for start in starts[1:]), last]
+    return [
+        (
+            Range(start, end),
+            tuple(
+                next(winner for range, winner in reversed(plan) if range.start <= start)
+                for plan in plans
+            ),
+        )
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _all_same(one: tuple[Candidate, ...], other: tuple[Candidate, ...]) -> bool:
+    return all(a.same_as(b) for a, b in zip(one, other, strict=True))
+
+
+def _dispatch(
+    tuned: Sequence[_Tuned],
+    call: BoundCall,
+    chosen: Sequence[tuple[Range, tuple[Candidate, ...]]],
+) -> Any:
+    """The nested cond over the merged ranges in place of the op, and of what moves with it."""
+    first, *others = tuned
+    contest = first.contest
+
+    def branch(range: Range, winners: tuple[Candidate, ...]) -> dispatch.Branch:
+        run = call
+        if others and isinstance(call, region.RegionCall):
+            pairs = zip(others, winners[1:], strict=True)
+            stand_ins = {other.contest.alone.node: other.contest.stand_in(w) for other, w in pairs}
+            run = replace(call, stand_ins=stand_ins)
+        function = traceable(winners[0], run, contest.ref)
+        known = contest.known(range, first.size)
+        return dispatch.Branch(range, function, winners[0].config_patches, known)
+
+    branches = [branch(range, winners) for range, winners in chosen]
+    fakes = fake_operands(call)
+    nested = dispatch.nested_cond(branches, first.operand, first.dim, len(fakes))
+    symbols = dispatch.unbound_symbols(call)
+    size = sympy.sympify(call.operands[first.operand].get_size()[first.dim])
+    outputs = call.results(contest.ref.outputs)
+    operands: list[Any] = list(call.operands)
+    handed_out: dict[int, Node] = {}
+    if dispatch.flat.supported():
+        operands, handed_out = region.move_producers(call)
+    dispatched = dispatch.Lowering(
+        contest.registration.name,
+        branches,
+        size,
+        outputs,
+        {place: region.expected(node) for place, node in handed_out.items()},
+    )
+    try:
+        nest = trace_function(nested, [*fakes, *map(convert_to_symint, symbols)])
+    except Rejected as reason:
+        results = dispatched.inline_branches(
+            _graphs_without_cond(branches, fakes, reason), operands
+        )
     else:
-        lowered = contest.dispatch(chosen, operand, dim)
-    report.record(plan)
-    return lowered
+        constants = map(V.graph.add_tensor_constant, lift_constants(nest))
+        results = dispatched.inline(nest, [*operands, *symbols, *constants])
+    for node, value in zip(handed_out.values(), results[len(outputs) :], strict=True):
+        region.hand_out(node, value)
+    results = results[: len(outputs)]
+    if isinstance(call, region.RegionCall):
+        return region.settle(call, results)
+    return contest.ref.pack(results)
+
+
+def _graphs_without_cond(
+    branches: Sequence[dispatch.Branch], fakes: Sequence[Any], reason: Rejected
+) -> list[torch.fx.GraphModule]:
+    """The winners' own traces, for where ``torch.cond`` would not take them together.
+
+    It merges the outputs of its branches, and asks for a guard if a dimension might be 0 or 1
+    (the columns of ``x[:, 1:]``). Here they are known to be equal: the op's.
+    """
+    if not dispatch.flat.supported():
+        raise Unsupported(f"the dispatch over its ranges cannot be traced: {reason}") from reason
+    try:
+        return [trace_function(branch.function, fakes) for branch in branches]
+    except Rejected as other:
+        raise Unsupported(f"the op itself cannot be traced: {other}") from other
 
 
 def _dispatched_size(registration: Registration, call: BoundCall) -> tuple[int, int, sympy.Expr]:
@@ -474,10 +656,12 @@ def _probes(
     return list(points.values())
 
 
-def _merge(winners: Sequence[tuple[Range, Candidate]]) -> list[tuple[Range, Candidate]]:
+def _merge(
+    winners: Sequence[tuple[Range, T]], same: Callable[[T, T], bool]
+) -> list[tuple[Range, T]]:
     if config.force_no_merge or compat.stock_test_switch("force_no_impl_grouping"):
         return list(winners)
-    return merge_neighbours(winners, Candidate.same_as)
+    return merge_neighbours(winners, same)
 
 
 def _forced() -> bool | None:
@@ -488,15 +672,27 @@ def _forced() -> bool | None:
 
 
 def _prepare(
-    registration: Registration, call: BoundCall, candidates: Sequence[Candidate]
+    registration: Registration,
+    alone: BoundCall,
+    candidates: Sequence[Candidate],
+    size: sympy.Expr | None = None,
 ) -> _Contest:
     """Trace every candidate; those that cannot compete are out, with the reason.
 
     One that is on record could be traced before: it is traced again only if it wins.
+
+    Args:
+        registration: What the user registered.
+        alone: The call, without its neighbours.
+        candidates: What competes.
+        size: What may be dispatched on: then the neighbours of the call are a part of it.
     """
     started = time.perf_counter()
+    ref = reference(alone, fake_operands(alone))
+    call = alone if size is None else region.around(alone, size, ref.pack)
+    if _forced():  # to win whatever it returns
+        registration = replace(registration, check=None)
     fakes = fake_operands(call)
-    ref = reference(call, fakes)
     bench = Bench(
         call,
         fakes,
@@ -505,7 +701,7 @@ def _prepare(
         registration.check,
     )
     contenders = [Contender(c, functools.partial(trace, c, call, ref, fakes)) for c in candidates]
-    contest = _Contest(registration, call, fakes, ref, contenders, [], bench, started)
+    contest = _Contest(registration, alone, call, fakes, ref, contenders, [], bench, started)
     on_record = grid.recorded(registration, bench, contenders)
     contest.drop_untraceable([c for c in contenders if c.candidate.label not in on_record])
     return contest
@@ -516,6 +712,7 @@ class _Contest:
     """The contenders of one call, and what they are tuned, inlined and dispatched with."""
 
     registration: Registration
+    alone: BoundCall
     call: BoundCall
     fakes: Sequence[Any]
     ref: Reference
@@ -612,15 +809,21 @@ class _Contest:
             chosen=tuple((range, candidate.label) for range, candidate in chosen),
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
+            region=self.call.neighbours(),
         )
 
     def inline(self, winner: Candidate) -> Any:
         """The winner in place of the op; None, the normal lowering, where that is the op itself."""
         if winner.is_op:
-            return None
-        (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
+            op = self.call.op
+            known = op in lowering.lowerings and op not in lowering.fallbacks
+            return None if known else _normal_lowering(self.alone)
+        if self.call is self.alone:
+            (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
+        else:
+            graph = trace(winner, self.alone, self.ref, self.fakes[: len(self.alone.operands)])
         outputs = dispatch.inline(
-            graph, self.call.operands, self.registration.name, winner.config_patches
+            graph, region.given(self.alone), self.registration.name, winner.config_patches
         )
         return self.ref.pack(outputs)
 
@@ -642,50 +845,23 @@ class _Contest:
             _output=result,
         )
 
-    def dispatch(self, chosen: Sequence[tuple[Range, Candidate]], operand: int, dim: int) -> Any:
-        """The nested cond over the merged ranges in place of the op."""
-        branches = [
-            dispatch.Branch(r, traceable(c, self.call, self.ref), c.config_patches)
-            for r, c in chosen
-        ]
-        nested = dispatch.nested_cond(branches, operand, dim, len(self.fakes))
-        symbols = dispatch.unbound_symbols(self.call)
-        size = sympy.sympify(self.call.operands[operand].get_size()[dim])
-        name = self.registration.name
-        try:
-            nest = trace_function(nested, [*self.fakes, *map(convert_to_symint, symbols)])
-        except Rejected as reason:
-            graphs = self._graphs_without_cond([c for _, c in chosen], reason)
-            results = dispatch.inline_branches(
-                graphs, self.call.operands, name, branches, size, self.ref.outputs
-            )
-        else:
-            constants = map(V.graph.add_tensor_constant, lift_constants(nest))
-            operands = [*self.call.operands, *symbols, *constants]
-            results = dispatch.inline_dispatch(
-                nest, operands, name, branches, size, self.ref.outputs
-            )
-        return self.ref.pack(results)
+    def stand_in(self, winner: Candidate) -> Callable[[Mapping[Node, Any]], Any]:
+        """``winner`` in place of the op's node in a region, from the values of the nodes before."""
+        run = traceable(winner, self.alone, self.ref)
 
-    def _graphs_without_cond(
-        self, winners: Sequence[Candidate], reason: Rejected
-    ) -> list[torch.fx.GraphModule]:
-        """The winners' own traces, for where ``torch.cond`` would not take them together.
+        def call(values: Mapping[Node, Any]) -> Any:
+            return self.ref.pack(run(*(values[node] for node in self.alone.nodes if node)))
 
-        It merges the outputs of its branches, and asks for a guard if a dimension might be 0 or 1
-        (the columns of ``x[:, 1:]``). Here they are known to be equal: the op's.
-        """
-        if not dispatch.flat.supported():
-            raise Unsupported(
-                f"the dispatch over its ranges cannot be traced: {reason}"
-            ) from reason
-        contenders = {c.candidate.key: c for c in self.contenders}
+        return call
+
+    def known(self, range: Range, size: sympy.Expr) -> Known | None:
+        """What a branch for ``range`` is generated for: its last size that was measured, say."""
+        hinted = hinted_point(self.call, size)
+        wanted = max(self.registration.probes(range))
+        if range.contains(hinted.size):
+            wanted = max(wanted, hinted.size)
         try:
-            return [
-                contenders[w.key].graph
-                if w.key in contenders
-                else trace(w, self.call, self.ref, self.fakes)
-                for w in winners
-            ]
-        except Rejected as other:
-            raise Unsupported(f"the op itself cannot be traced: {other}") from other
+            point = point_at(self.call, size, wanted, range.start, range.end)
+        except NoSuchPoint:
+            return None
+        return known_in(range, size, point.values, V.graph.sizevars.shape_env)

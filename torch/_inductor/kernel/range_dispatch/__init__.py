@@ -18,6 +18,7 @@ which an op meets them:
 - ``ir``            the flat n-ary dispatch node and its code generation
 - ``report``        what was tuned, for people and for tools
 - ``config``        the knobs
+- ``stock``         names of stock's module that code may import, and nothing here uses
 - ``compat``        the differences between supported PyTorch releases
 
 Nothing is imported here: the pure parts can be used without Inductor.

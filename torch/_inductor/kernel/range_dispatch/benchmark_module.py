@@ -23,6 +23,7 @@ from torch._dynamo.source import ConstantSource
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
@@ -36,6 +37,27 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
 @dataclass(frozen=True)
+class ModuleFile:
+    """Where the generated code of a benchmark module is; another process can load it.
+
+    Attributes:
+        key: What PyTorch's code cache calls it.
+        path: The file.
+        constants: What its code refers to beside its arguments.
+        symbols: As in ``BenchmarkModule``.
+    """
+
+    key: str
+    path: str
+    constants: Mapping[str, Any]
+    symbols: tuple[sympy.Symbol, ...]
+
+    def load(self) -> BenchmarkModule:
+        module = PyCodeCache.load_by_key_path(self.key, self.path, attrs=dict(self.constants))
+        return BenchmarkModule(module.call, self.symbols, (), self)
+
+
+@dataclass(frozen=True)
 class BenchmarkModule:
     """A compiled candidate.
 
@@ -43,11 +65,13 @@ class BenchmarkModule:
         function: Takes a list of the symbols' values, then the operands.
         symbols: The size symbols of the call, in the order of those values.
         assumptions: What was assumed of them.
+        file: Where its code is.
     """
 
     function: Callable[[list[Any]], Any]
     symbols: tuple[sympy.Symbol, ...]
     assumptions: tuple[sympy.Basic, ...]
+    file: ModuleFile
 
     def serves(self, point: Point) -> bool:
         """Whether the module may run at ``point``."""
@@ -97,7 +121,15 @@ def compile_for_benchmark(
             lowering.run(*world.operands)
             compat.attach_config_patches(lowering.operations, config_patches)
             module = lowering.compile_to_module()
-    return BenchmarkModule(module.call, tuple(world.symbols), world.assumptions())
+    symbols = tuple(world.symbols)
+    # What compile_to_module gives the module that it loads, on every release.
+    constants = {
+        **lowering.constants,
+        **lowering.torchbind_constants,
+        **lowering.opaque_value_type_classes,
+    }
+    file = ModuleFile(module.key, module.__file__, constants, symbols)
+    return BenchmarkModule(module.call, symbols, world.assumptions(), file)
 
 
 _one_at_a_time = threading.RLock()

@@ -9,14 +9,16 @@ is not an operand is a constant of the call, and is bound before tracing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
 
 import torch
 from torch._inductor import ir
+from torch._inductor.virtualized import V
 from torch._ops import OpOverload
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 
@@ -42,12 +44,16 @@ class BoundCall:
         supplied: Names of the arguments that the call gives another value than the default. (What
             comes here has defaults filled in or left out, whether the user gave them or not.)
         operands: Realized IR nodes and symbolic integer expressions.
+        node: The call in the graph that is being lowered; None where it is not a node there.
+        nodes: For each operand the node that it is the value of, if it is one.
     """
 
     op: OpOverload
     arguments: Mapping[str, Any]
     supplied: frozenset[str]
     operands: tuple[Any, ...]
+    node: Node | None = None
+    nodes: tuple[Node | None, ...] = ()
 
     def fill(self, operands: Sequence[Any]) -> dict[str, Any]:
         """The arguments, with ``operands`` (fake tensors, say) in their places."""
@@ -56,10 +62,36 @@ class BoundCall:
             for name, value in self.arguments.items()
         }
 
+    @property
+    def has_consumers(self) -> bool:
+        """Whether more is computed than the op."""
+        return False
+
+    def described(self) -> list[str]:
+        """What is computed beside the op, for a key."""
+        return []
+
+    def neighbours(self) -> tuple[str, ...]:
+        """What is computed beside the op, for people."""
+        return ()
+
+    def finish(self, outputs: Sequence[Any], operands: Sequence[Any]) -> Sequence[Any]:
+        """What is left to be computed of the op's flat ``outputs``: here, nothing."""
+        return outputs
+
+    def results(self, outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What ``finish`` is expected to return, as fake tensors, given the op's own."""
+        return outputs
+
     def operand_of(self, name: str) -> Operand | None:
         """The operand that the argument ``name`` is; None where it is anything else."""
         value = self.arguments.get(name)
         return value if isinstance(value, Operand) else None
+
+    def holds_operand(self, name: str) -> bool:
+        """Whether an operand is in the argument ``name``: alone, or in a list."""
+        leaves = pytree.tree_leaves(self.arguments[name])
+        return any(isinstance(leaf, Operand) for leaf in leaves)
 
     def names(self) -> list[str]:
         """For each operand the argument it came in, as ``x`` or, out of a list, ``xs[1]``."""
@@ -71,8 +103,21 @@ class BoundCall:
         return [found[i] for i in range(len(self.operands))]
 
 
-def bind(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BoundCall:
+def bind(
+    op: OpOverload,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    keep: bool = False,
+    node: Node | None = None,
+) -> BoundCall:
     """Bind what Inductor passes to a lowering to the schema of ``op``, and realize its tensors.
+
+    Args:
+        op: What is called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        keep: Whether what is given stays unrealized, and copies of it are realized.
+        node: The call in the graph that is being lowered, if it is there.
 
     Raises:
         Unsupported: An argument is of a kind that no implementation can be traced with.
@@ -89,14 +134,36 @@ def bind(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Boun
     for argument in schema:
         name = argument.name
         if name in given:
-            arguments[name] = _replace_operands(name, given[name], operands)
+            arguments[name] = _replace_operands(name, given[name], operands, keep)
             if not _is_default(arguments[name], argument):
                 supplied.add(name)
         elif argument.has_default_value():
             arguments[name] = argument.default_value
         else:
             raise Unsupported(f"no value for argument {name!r}")
-    return BoundCall(op, arguments, frozenset(supplied), tuple(operands))
+    call = BoundCall(op, arguments, frozenset(supplied), tuple(operands))
+    return replace(call, node=node, nodes=_operand_nodes(call, node))
+
+
+def lowered_node(op: OpOverload) -> Node | None:
+    """The call of ``op`` that is being lowered; None where that is not a node of V.graph's own."""
+    node = V.graph.current_node
+    found = node is not None and node.target is op and node.graph is V.graph.graph
+    return node if found else None
+
+
+def _operand_nodes(call: BoundCall, node: Node | None) -> tuple[Node | None, ...]:
+    if node is None:
+        return (None,) * len(call.operands)
+    names = (a.name for a in call.op._schema.arguments)
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    found = {
+        name + pytree.keystr(path): leaf
+        for name, value in given.items()
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]
+        if isinstance(leaf, Node)
+    }
+    return tuple(found.get(name) for name in call.names())
 
 
 def _is_default(value: Any, argument: Any) -> bool:
@@ -108,14 +175,14 @@ def _is_default(value: Any, argument: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _replace_operands(name: str, value: Any, operands: list[Any]) -> Any:
+def _replace_operands(name: str, value: Any, operands: list[Any], keep: bool) -> Any:
     def replace(leaf: Any) -> Any:
         if isinstance(leaf, sympy.Integer):
             return int(leaf)
         if isinstance(leaf, ir.ShapeAsConstantBuffer):
             leaf = leaf.expr
         if is_tensor(leaf):
-            operands.append(realize(leaf))
+            operands.append(realize(leaf, keep=keep))
         elif isinstance(leaf, sympy.Expr) and leaf.is_integer:
             operands.append(leaf)
         elif isinstance(leaf, (sympy.Basic, ir.IRNode, torch.Tensor, torch.ScriptObject)):
@@ -138,13 +205,32 @@ def is_tensor(node: Any) -> bool:
     )
 
 
-def realize(node: Any) -> ir.TensorBox:
+def realize(node: Any, keep: bool = False) -> ir.TensorBox:
     """``node`` as a buffer or a strided view of one, its layout decided.
 
     A trace is made for one set of strides, so they must not change after it. An operand may come
-    as unrealized pointwise IR (always on 2.11, where no layout constraint ran before).
+    as unrealized pointwise IR (always on 2.11, where no layout constraint ran before). With
+    ``keep`` it stays that, and a copy is realized, which leaves no kernel if nothing reads it.
     """
+    if keep and (loops := unrealized(node)) is not None:
+        node = ir.TensorBox.create(loops)
     realized = ir.ExternKernel.realize_input(node)
     if ir.is_storage_and_layout(realized):
         ir.as_storage_and_layout(realized, freeze=True)
     return ir.TensorBox(realized)
+
+
+def unrealized(node: Any) -> ir.Pointwise | None:
+    """A copy of the loops of a tensor, or of a reshaped one, that is in no buffer yet."""
+    base = node.data if isinstance(node, ir.TensorBox) else node
+    while isinstance(base, (ir.View, ir.SqueezeView)):
+        base = base.data
+    if not (isinstance(base, ir.StorageBox) and isinstance(base.data, ir.Pointwise)):
+        return None
+    with ir.IRNode.current_origins(base.data.origins):
+        return ir.Pointwise(
+            device=node.get_device(),
+            dtype=node.get_dtype(),
+            inner_fn=node.make_loader(),
+            ranges=list(node.get_size()),
+        )

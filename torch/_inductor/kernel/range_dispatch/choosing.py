@@ -19,6 +19,7 @@ class Measurement:
         spread: How far the rounds differ, in milliseconds.
         error: Why it could not be run, or may not be used.
         everywhere: Whether the error puts it out for all ranges, and not for this one alone.
+        method: How it was timed. Times by different methods are not compared.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Measurement:
     spread: float = 0.0
     error: str | None = None
     everywhere: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True)

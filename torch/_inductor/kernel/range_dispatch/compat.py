@@ -11,16 +11,22 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
+from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
+from torch._inductor.graph import GraphLowering
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+
+if TYPE_CHECKING:
+    from torch._inductor.graph import GraphLowering
 
 
 class GuardAttempt(RuntimeError):
@@ -73,6 +79,11 @@ def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
         return normal(*args, **kwargs) if result is None else result
 
     lowering.lowerings[op] = guarded
+
+
+def has_lowering(op: OpOverload) -> bool:
+    """Whether ``install_lowering`` was called for ``op``, by us or (2.13 and later) by others."""
+    return op in getattr(lowering, "user_lowerings", _wrapped)
 
 
 def remove_lowering(op: OpOverload) -> None:
@@ -196,3 +207,49 @@ def drop_full_slices(graph: GraphModule) -> None:
                 node.replace_all_uses_with(node.args[0])
                 level.graph.erase_node(node)
         level.recompile()
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 graphs know nothing of streams: everything is on one.
+
+
+def stream_of(node: Node) -> int | None:
+    """The stream that the user put ``node`` on; None is the default one."""
+    find = getattr(GraphLowering, "_get_node_stream", None)
+    return None if find is None else find(node)
+
+
+# The C++ wrapper's memos of what its code has declared so far, and 2.15's name of one of them.
+
+_DECLARED = (
+    "allocated_workspaces",
+    "codegen_int_array_var_cache",
+    "computed_sizes",
+    "custom_op_wrapper_loaded",
+    "last_seen_device_guard_index",
+    "unbacked_symbol_decls",
+    "used_cond_predicate",
+    "used_switch_selector",  # 2.15; before that, used_cond_predicate
+)
+
+
+def block_state(wrapper: Any) -> list[str]:
+    """The attributes of a C++ wrapper that hold lines, or what those have declared and freed."""
+    return ["lines", "freed", *(name for name in _DECLARED if hasattr(wrapper, name))]
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.11 generates Python before C++ and runs it, to tune Triton kernels, unless they are tuned at
+# compile time. Elsewhere kernels are tuned when they first run; a package of AOTInductor, which
+# cannot wait for that, still has a first pass. It runs the graph at the sizes of the example: the
+# kernels of the branches that it does not take would stay untuned.
+
+
+def tunes_by_running(graph: GraphLowering) -> bool:
+    """Whether ``graph`` is run to tune its kernels before its C++ is generated."""
+    if inductor_config.triton.autotune_at_compile_time:
+        return False
+    when_called = hasattr(DeferredTritonCallWrapper, "generate_lazy")
+    return (graph.aot_mode or not when_called) and any(
+        device not in ("cpu", "meta") for device in graph.device_types
+    )

@@ -12,8 +12,9 @@ from torch.utils._config_module import install_config_module
 
 
 # Test switch, on every release: True makes an implementation win over the op itself wherever one
-# can be used, False makes the op itself win, None lets the measurements decide. Where the release
-# has torch._inductor.config.test_configs.force_custom_op_decomposition, that works as well.
+# can be used, whatever it returns; False makes the op itself win; None lets the measurements
+# decide. Where the release has torch._inductor.config.test_configs.force_custom_op_decomposition,
+# that works as well.
 force_decomposition: bool | None = None
 
 # Test switch, on every release: ranges with the same winner stay apart, so that a dispatch is
@@ -34,12 +35,29 @@ tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS",
 noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 
 # A candidate that took more than this many times the fastest one's time in two rounds is clearly
-# out, and is not timed in the others.
+# out, and is not timed in the others. With every further round the distance from 1 halves.
 early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "3"))
 
 # Seconds that one call of a candidate may take at a probe, kernels compiled; one that takes longer
-# is out for that range. It is not interrupted: a kernel that hangs, hangs.
+# is out for that range. It is not interrupted: a kernel that hangs, hangs. In a subprocess it is
+# ended when there was no sign of life from it for five times as long.
 time_limit_s: float = float(os.environ.get("TORCH_RANGE_DISPATCH_TIME_LIMIT_S", "10"))
+
+# How many of the op's neighbours in the graph may move into the branches of a dispatch, to fuse
+# there with what runs in each. The time of compiling grows with branches x neighbours; 0 leaves all
+# of them outside.
+region_nodes: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REGION_NODES", "64"))
+# Measure in a subprocess, so that a candidate that reads memory that is not its own, aborts or
+# hangs can't take this process along. It is out then, everywhere or, if it hung, for that range.
+#
+# What it costs: on a CPU a fork for each row of the grid, some milliseconds. On a GPU one new
+# interpreter, which takes as long to start as importing torch and the user's main module does, a
+# context of its own on the device, and the inputs copied there through a file; where a candidate
+# ends it, it is started again. What a candidate needs there must be defined by importing the main
+# module, outside of `if __name__ == "__main__"`, and compiling must be inside. Where that is not
+# so, and in a daemonic process, which may start no other, nothing is measured, with one warning,
+# and the op itself runs.
+measure_in_subprocess: bool = os.environ.get("TORCH_RANGE_DISPATCH_SUBPROCESS") == "1"
 
 # Whether what was measured is kept, in memory and in files, and used again; see records.py.
 use_records: bool = os.environ.get("TORCH_RANGE_DISPATCH_USE_RECORDS", "1") == "1"
@@ -63,8 +81,8 @@ progress: bool | None = {"0": False, "1": True}.get(
 # Seed of the generated benchmark inputs. The global generators are neither read nor advanced.
 input_seed: int = 0
 
-# Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so
-# that Inductor's compile caches, which hash config modules, see a changed registration.
+# Not a knob: a hash of everything registered, set by fingerprint.publish(). It stands here so that
+# Inductor's compile caches, which hash config modules, see a changed registration.
 registrations: str = ""
 
 

@@ -18,6 +18,7 @@ from torch._inductor.kernel.range_dispatch import ir as flat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
+from torch._inductor.kernel.range_dispatch.sizes import Known
 from torch._inductor.lowering import validate_ir
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -36,11 +37,13 @@ class Branch:
         range: The sizes it runs for.
         function: From the operands to the op's output tensors.
         config_patches: Inductor settings for the kernels of this branch alone.
+        known: What holds of the sizes in this branch.
     """
 
     range: Range
     function: Traceable
     config_patches: Mapping[str, Any]
+    known: Known | None = None
 
 
 def nested_cond(branches: Sequence[Branch], operand: int, dim: int, taken: int) -> Traceable:
@@ -131,63 +134,54 @@ def inline(
     return tuple(results)
 
 
-def inline_dispatch(
-    nest: GraphModule,
-    operands: Sequence[Any],
-    name: str,
-    branches: Sequence[Branch],
-    size: sympy.Expr,
-    outputs: Sequence[torch.Tensor],
-) -> tuple[Any, ...]:
-    """Lower the traced nest into the graph being lowered; each branch keeps its own patches.
+@dataclass(frozen=True)
+class Lowering:
+    """The way of a dispatch into the graph being lowered; each branch keeps its own patches.
 
-    Args:
-        nest: The trace of ``nested_cond``.
-        operands: What it takes, as realized IR nodes and symbolic integers.
+    Attributes:
         name: What the branches are called in generated code.
         branches: The branches, in ascending order.
         size: The size that the predicates compare.
-        outputs: The op's own outputs, as fake tensors.
+        outputs: What the branches return, as fake tensors.
+        kept: Further outputs, see ``ir.lower_flat``.
     """
-    prefix = _unused_prefix(name)
-    names = name_branches(nest, prefix, branches)
-    if not flat.supported():
-        log.debug("%s: this wrapper does not know the flat node, torch.cond is lowered", name)
-        return _inline_conditional(nest, operands, name, branches, names)
-    return _inline_flat(_leaves(nest, names), names, operands, branches, size, outputs)
 
+    name: str
+    branches: Sequence[Branch]
+    size: sympy.Expr
+    outputs: Sequence[torch.Tensor]
+    kept: Mapping[int, torch.Tensor]
 
-def inline_branches(
-    graphs: Sequence[GraphModule],
-    operands: Sequence[Any],
-    name: str,
-    branches: Sequence[Branch],
-    size: sympy.Expr,
-    outputs: Sequence[torch.Tensor],
-) -> tuple[Any, ...]:
-    """As ``inline_dispatch``, from a graph for each branch instead of a nest."""
-    names = _branch_names(_unused_prefix(name), branches)
-    return _inline_flat(graphs, names, operands, branches, size, outputs)
+    def inline(self, nest: GraphModule, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """Lower the trace of ``nested_cond``, which takes ``operands``: IR nodes and integers."""
+        prefix = _unused_prefix(self.name)
+        names = name_branches(nest, prefix, self.branches)
+        if flat.supported():
+            return self._flat(_leaves(nest, names), names, operands)
+        log.debug("%s: this wrapper does not know the flat node, torch.cond is lowered", self.name)
+        return _inline_conditional(nest, operands, self.name, self.branches, names)
 
+    def inline_branches(
+        self, graphs: Sequence[GraphModule], operands: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """Lower a graph for each branch, where there is no nest of them."""
+        names = _branch_names(_unused_prefix(self.name), self.branches)
+        return self._flat(graphs, names, operands)
 
-def _inline_flat(
-    graphs: Sequence[GraphModule],
-    names: Sequence[str],
-    operands: Sequence[Any],
-    branches: Sequence[Branch],
-    size: sympy.Expr,
-    outputs: Sequence[torch.Tensor],
-) -> tuple[Any, ...]:
-    lowered = []
-    for branch, name, graph in zip(branches, names, graphs, strict=True):
-        V.graph.seen_subgraphs[name] = ir.Subgraph(name=name, graph_module=graph)
-        end = None if branch is branches[-1] else int(branch.range.end)
-        lowered.append(flat.FlatBranch(end, name, graph, dict(branch.config_patches)))
-    fakes = [node.meta["val"] for node in graphs[0].graph.find_nodes(op="placeholder")]
-    results = flat.lower_flat(lowered, operands, fakes, size, outputs)
-    for result in results:
-        validate_ir(result)
-    return results
+    def _flat(
+        self, graphs: Sequence[GraphModule], names: Sequence[str], operands: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        lowered = []
+        for branch, name, graph in zip(self.branches, names, graphs, strict=True):
+            V.graph.seen_subgraphs[name] = ir.Subgraph(name=name, graph_module=graph)
+            end = None if branch is self.branches[-1] else int(branch.range.end)
+            patches = dict(branch.config_patches)
+            lowered.append(flat.FlatBranch(end, name, graph, patches, branch.known))
+        fakes = [node.meta["val"] for node in graphs[0].graph.find_nodes(op="placeholder")]
+        results = flat.lower_flat(lowered, operands, fakes, self.size, self.outputs, self.kept)
+        for result in results:
+            validate_ir(result)
+        return results
 
 
 def _leaves(nest: GraphModule, names: Sequence[str]) -> list[GraphModule]:

@@ -1,36 +1,38 @@
-"""The fingerprint of all registrations, which is part of the keys of Inductor's compile caches.
+"""What the keys of Inductor's compile caches have of the registrations.
 
 Without it a graph compiled for one registration is served for another, with the old
 implementations in it: neither FxGraphCache nor AOTAutogradCache knows of registrations. Both
-hash the config modules of custom backends, on every supported release, so a knob of ours among
-them carries the fingerprint in.
+hash the config modules of custom backends, on every supported release, so ours among them carries
+in whatever it is asked to.
+
+That is, first, a hash of everything registered, of the patch's own files and of the knobs. And
+second, the tuning records that decide what is generated: asked for when a key is made, before the
+compile, which may measure and write records of its own. What it writes must not change the key,
+or the next process would look for another one than the code was kept under. Therefore:
+
+- Of the folder that is named, to be shipped, those measurements count that Inductor's cache
+  directory does not have as well. What is measured here goes into both; what was shipped is not
+  copied out of its folder. So a shipped folder that says something else is a miss.
+- Of Inductor's cache directory, which holds the compiled code too, only the number of times counts
+  that it was measured anew on request. Code that was compiled while a measurement was new is kept
+  beside it, and forgotten with it.
+- Where nothing may be measured (``grid.pinned``) nothing is written, and all measurements count.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import enum
 import functools
-import hashlib
-import logging
+import json
 import sys
-import types
 import uuid
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch._inductor.codegen.common import custom_backend_codegen_configs
-from torch._inductor.kernel.range_dispatch import config, saved
+from torch._inductor.kernel.range_dispatch import config, grid, records, saved, signature
+from torch._inductor.kernel.range_dispatch.description import describe, hash_of
 from torch._inductor.kernel.range_dispatch.registration import Registration
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import OpOverload, OpOverloadPacket
-
-
-log = logging.getLogger(__name__)
 
 
 def publish(registrations: Iterable[Registration]) -> None:
@@ -41,23 +43,44 @@ def publish(registrations: Iterable[Registration]) -> None:
     _described.update(texts)
     described = [text for _, text in texts.values()]
     described.append(saved.generation())
-    if config.retune:  # what a compile cache holds was not measured anew
-        described.append(str(uuid.uuid4()))
-    config.registrations = _hash([own_source(), *described]) if texts else ""
     # A process that registered nothing keeps stock's cache keys.
-    custom_backend_codegen_configs["range_dispatch"] = sys.modules[config.__name__]
+    config.registrations = hash_of([own_source(), *described]) if texts else ""
+    knobs: Any = _Keyed(sys.modules[config.__name__])
+    custom_backend_codegen_configs["range_dispatch"] = knobs
 
 
 # What is published now, so that registering one more op does not describe all others again.
 _described: dict[int, tuple[Registration, str]] = {}
+# Under this name nothing is found that another process compiled.
+_this_process = str(uuid.uuid4())
 
 
-def _hash(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
+class _Keyed:
+    """The config module, as a compile cache asks for it: with the state of the records."""
+
+    def __init__(self, knobs: Any) -> None:
+        self._knobs = knobs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._knobs, name)
+
+    def save_config_portable(self, **options: Any) -> dict[str, Any]:
+        saved = dict(self._knobs.save_config_portable(**options))
+        return {**saved, "records": records_key()}
+
+
+def records_key() -> str:
+    """A hash of the tuning records that count for what is registered, as they are now."""
+    registrations = [registration for registration, _ in _described.values()]
+    if not config.use_records or not registrations:
+        return ""
+    # What another process compiled was not measured anew.
+    parts = [_this_process] if config.retune else []
+    for registration in registrations:
+        folders = signature.folders(registration)
+        state = records.state(registration.op.name(), folders, everything=grid.pinned())
+        parts.append(json.dumps(state, sort_keys=True))
+    return hash_of(parts)
 
 
 @functools.cache
@@ -66,235 +89,4 @@ def own_source() -> str:
     folder = Path(__file__).parent
     files = sorted(folder.glob("*.py"))
     files.append(folder.parent / "custom_op.py")
-    return _hash(file.name + file.read_text() for file in files if file.exists())
-
-
-def describe(registration: Registration) -> str:
-    """A text that changes whenever the code generated for the registration could.
-
-    Values are described by their content: functions by their code, and by what their closures,
-    defaults and globals hold; objects by their attributes and methods. What has no content to
-    go by (a large tensor, an object of an extension) is a different one in every process, and
-    what was compiled for it is compiled anew there.
-    """
-    parts = [str(registration.op), registration.name]
-    describer = _Describer()
-    for name in sorted(registration.__dataclass_fields__):
-        value = getattr(registration, name)
-        if name == "configs" and value is not None:
-            value = [(c.decomposition, c.params, c.config_patches) for c in value]
-        try:
-            parts.append(f"{name}={describer.describe(value)}")
-        except Exception:  # attributes of the user's objects may raise anything when they are read
-            log.debug("%s: %s has no description", registration.op, name, exc_info=True)
-            parts.append(f"{name}={uuid.uuid4()}")
-    return "\n".join(parts)
-
-
-def identity(value: Any) -> str:
-    """A short hash of what ``value`` is made of, the same in every process.
-
-    For what has no content to go by it is another one each time.
-    """
-    try:
-        return _hash([_Describer().describe(value)])[:16]
-    except Exception:  # as above
-        log.debug("%r has no description", value, exc_info=True)
-        return uuid.uuid4().hex[:16]
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), torch.device)
-_NAMED = (torch.dtype, torch.layout, torch.memory_format)
-_BY_NAME = (
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-)
-# Of the classes of libraries those whose objects are what their attributes are.
-_LIBRARY_RECORDS = (torch.nn.Module, types.SimpleNamespace)
-# Numbers in a tensor that is described by its content, and values in one description.
-_SMALL_TENSOR = 1 << 16
-_MOST_VALUES = 10_000
-
-
-class _Describer:
-    """One description, in which a value that comes again is described by where it came first."""
-
-    def __init__(self) -> None:
-        # The values are kept, so that no other one can come to have the id of one of them.
-        self._seen: dict[int, tuple[int, Any]] = {}
-
-    def describe(self, value: Any) -> str:
-        if isinstance(value, (*_PLAIN, *_NAMED)):
-            return f"{type(value).__name__}:{value!r}"
-        if type(value) is tuple:  # whether equal ones are one object is up to the interpreter
-            return f"tuple[{','.join(map(self.describe, value))}]"
-        if id(value) in self._seen:
-            return f"again:{self._seen[id(value)][0]}"
-        if len(self._seen) >= _MOST_VALUES:
-            raise RuntimeError(f"it reaches more than {_MOST_VALUES} values")
-        self._seen[id(value)] = (len(self._seen), value)
-        if isinstance(value, Mapping):
-            items = (f"{self.describe(k)}:{self.describe(v)}" for k, v in value.items())
-            return f"{type(value).__name__}{{{','.join(items)}}}"
-        if isinstance(value, (list, tuple)):
-            return f"{type(value).__name__}[{','.join(map(self.describe, value))}]"
-        if isinstance(value, (set, frozenset)):
-            return f"{type(value).__name__}{{{','.join(sorted(map(self.describe, value)))}}}"
-        if isinstance(value, enum.Enum):
-            return f"{_qualified(type(value))}.{value.name}:{self.describe(value.value)}"
-        if isinstance(value, functools.partial):
-            return f"partial:{self.describe([value.func, value.args, value.keywords])}"
-        if isinstance(value, types.MethodType):
-            return f"method:{self.describe([value.__func__, value.__self__])}"
-        if isinstance(value, (staticmethod, classmethod)):
-            return f"{type(value).__name__}:{self.describe(value.__func__)}"
-        if isinstance(value, property):
-            return f"property:{self.describe([value.fget])}"
-        if isinstance(value, types.FunctionType):
-            return self._function(value)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value)
-        if isinstance(value, CustomOpDef):
-            return f"op:{value._qualname}:{self.describe(value._init_fn)}"
-        if isinstance(value, (OpOverload, OpOverloadPacket)):
-            return f"op:{value}"
-        if isinstance(value, type):
-            return self._class(value)
-        if isinstance(value, _BY_NAME):
-            return f"{type(value).__name__}:{getattr(value, '__qualname__', value.__name__)}"
-        if isinstance(value, logging.Logger):
-            return f"logger:{value.name}"
-        return self._object(value)
-
-    def _function(self, function: types.FunctionType) -> str:
-        code = function.__code__
-        held = [
-            [_cell(cell) for cell in function.__closure__ or ()],
-            function.__defaults__,
-            function.__kwdefaults__,
-            _globals_of(function),
-        ]
-        return f"{_qualified(function)}|{_code(code)}|{self.describe(held)}"
-
-    def _tensor(self, tensor: torch.Tensor) -> str:
-        kind = (
-            f"tensor:{type(tensor).__name__}:{tuple(tensor.shape)}:{tensor.dtype}:{tensor.device}"
-        )
-        if tensor.device.type == "cpu" and tensor.numel() <= _SMALL_TENSOR:
-            return f"{kind}:{tensor.detach().tolist()}"
-        return f"{kind}:{_address(tensor)}"
-
-    def _class(self, cls: type) -> str:
-        if _is_library(cls.__module__):
-            return f"class:{_qualified(cls)}"
-        ours = [base for base in cls.__mro__ if not _is_library(base.__module__)]
-        members = {
-            name: member
-            for base in reversed(ours)
-            for name, member in sorted(vars(base).items())
-            if name != "_abc_impl" and not (name.startswith("__") and not callable(member))
-        }
-        return f"class:{_qualified(cls)}:{self.describe(members)}"
-
-    def _object(self, value: Any) -> str:
-        cls = type(value)
-        if cls.__module__.partition(".")[0] == "triton" and hasattr(value, "fn"):
-            # A kernel holds caches, locks and the like; what it is, is in its function.
-            return f"{_qualified(cls)}:{self.describe(value.fn)}:{getattr(value, 'configs', ())!s}"
-        if callable(value) and hasattr(value, "__wrapped__"):
-            return f"{_qualified(cls)}:{self.describe(value.__wrapped__)}"
-        attributes = getattr(value, "__dict__", None)
-        plain = dataclasses.is_dataclass(value) or isinstance(value, _LIBRARY_RECORDS)
-        opaque = _is_library(cls.__module__) and not plain
-        if attributes is None or opaque:
-            return f"{_qualified(cls)}:{_address(value)}"
-        return f"object:{self.describe(cls)}:{self.describe(attributes)}"
-
-
-def _qualified(named: Any) -> str:
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-@functools.cache
-def _is_library(module: str | None) -> bool:
-    """Whether a module is Python's, PyTorch's or Triton's: their versions are in the keys."""
-    top = (module or "builtins").partition(".")[0]
-    return top in ("torch", "triton") or top in sys.stdlib_module_names
-
-
-def _globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that ``function`` reads, and what it reads of modules among them."""
-    names = _names(function.__code__)
-    found: dict[str, Any] = {}
-    for name in names:
-        value = function.__globals__.get(name)
-        if isinstance(value, types.ModuleType) and not _is_foreign(value.__name__, function):
-            found |= {f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)}
-        elif name in function.__globals__:
-            found[name] = value
-    return {
-        name: _qualified(value) if _is_defined_elsewhere(value, function) else value
-        for name, value in sorted(found.items())
-    }
-
-
-def _is_defined_elsewhere(value: Any, function: types.FunctionType) -> bool:
-    defines = (type, types.FunctionType)
-    return isinstance(value, defines) and _is_foreign(value.__module__, function)
-
-
-def _is_foreign(module: str, function: types.FunctionType) -> bool:
-    """Whether ``module`` is a library's, or one of another installed package than ``function``."""
-    if _is_library(module):
-        return True
-    origin = getattr(sys.modules.get(module), "__file__", None) or ""
-    installed = "site-packages" in origin or "dist-packages" in origin
-    return installed and module.partition(".")[0] != (function.__module__ or "").partition(".")[0]
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """Names of globals and attributes in ``code`` and in the functions that it defines."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= dict.fromkeys(_names(constant))
-    return list(names)
-
-
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
-
-
-def _code(code: types.CodeType) -> str:
-    constants = ",".join(map(_constant, code.co_consts))
-    names = ",".join([*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars])
-    return f"{code.co_code.hex()}:{constants}:{names}:{code.co_flags}"
-
-
-def _constant(value: Any) -> str:
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    if isinstance(value, frozenset):  # its order is another one in every process
-        return f"frozenset:{sorted(map(repr, value))}"
-    return f"{type(value).__name__}:{value!r}"
-
-
-_addresses: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-
-def _address(value: Any) -> str:
-    """A name for this very object; unlike its address, no other object ever has it."""
-    known = _addresses.get(id(value))
-    if known is not None and known[0]() is value:
-        return known[1]
-    name = str(uuid.uuid4())
-    with contextlib.suppress(TypeError):  # not every object can be referred to weakly
-        _addresses[id(value)] = (weakref.ref(value), name)
-    return name
+    return hash_of(file.name + file.read_text() for file in files if file.exists())

@@ -90,9 +90,15 @@ def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], poin
         known.add(point, missing, measured)
         rest = iter(measured)
         row = [next(rest) if found is None else found for found in row]
-    full = [found for found in row if found is not None]
-    progress.row(point.size, full, len(missing))
-    return full
+    whole = [found for found in row if found is not None]
+    if missing and len({m.method for m in whole if m.error is None}) > 1:
+        log.info("%s: measured again at size %d, by one method", bench.call.op, point.size)
+        again = tuner.measure(bench, contenders, point)
+        if again:
+            known.add(point, contenders, again)
+            whole = again
+    progress.row(point.size, whole, len(missing))
+    return whole
 
 
 @dataclass

@@ -10,9 +10,10 @@ A branch reads the outer buffers by their names and assigns the outputs by their
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -25,21 +26,20 @@ from torch._inductor.codegen.common import (
     get_wrapper_codegen_for_device,
     IndentedBuffer,
 )
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import (
     PythonWrapperCodegen,
     SubgraphPythonWrapperCodegen,
     WrapperLine,
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
-from torch._inductor.kernel.range_dispatch import profiling
+from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
+from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.utils import convert_symint_to_expr
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.utils._ordered_set import OrderedSet
-
-
-# More branches than this are found by halving, so that the chain stays short.
-LONGEST_CHAIN = 8
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,65 @@ class FlatBranch:
         name: Prefix of the branch's buffers, unique in the compiled module.
         graph: From the operands to a tuple of tensors.
         config_patches: Inductor settings for this branch's kernels alone.
+        known: What holds of the sizes in this branch.
     """
 
     end: int | None
     name: str
     graph: GraphModule
     config_patches: dict[str, Any] = field(default_factory=dict)
+    known: Known | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inlined:
+    """An operand that is computed in each branch, and is not in memory outside.
+
+    Attributes:
+        loops: How; a copy of what the graph around the branches would have computed.
+        in_memory: Whether it is written to a buffer in the branch, as outside it would have been.
+    """
+
+    loops: ir.Loops
+    in_memory: bool
+
+    def read_buffers(self) -> list[Any]:
+        """The buffers of the graph being lowered that it reads."""
+        names = self.loops.get_read_names()
+        found = [V.graph.get_buffer(name) for name in names if name not in V.graph.constants]
+        return [_unboxed(buffer) for buffer in found]
+
+    def box(self) -> ir.TensorBox:
+        with ir.IRNode.current_origins(self.loops.origins):
+            box = ir.TensorBox.create(copy.copy(self.loops))
+            if self.in_memory:
+                box.realize()
+        return box
+
+
+def _unboxed(buffer: Any) -> Any:
+    while isinstance(buffer, ir.MutableBox):
+        buffer = buffer.data
+    return buffer
 
 
 def supported() -> bool:
     """Whether the wrapper that V.graph will be generated with knows the flat node.
 
-    The C++ and FX wrappers, and wrappers of other backends, get the stock conditional.
+    The FX wrapper, wrappers of other backends, and C++ whose kernels are tuned by running the
+    graph at one size get the stock conditional.
     """
     graph = V.graph
-    if graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper or inductor_config.cpp_wrapper:
+    cpp = bool(graph.cpp_wrapper)
+    if graph.fx_wrapper or cpp != inductor_config.cpp_wrapper or (graph.aot_mode and not cpp):
         return False
     wrappers = {
-        get_wrapper_codegen_for_device(device, cpp_wrapper=False)
+        get_wrapper_codegen_for_device(device, cpp_wrapper=cpp)
         for device in {"cpu", *graph.device_types}
         if device != "meta"
     }
+    if cpp:
+        return wrappers <= ir_cpp.WRAPPERS and not compat.tunes_by_running(graph)
     return wrappers == {PythonWrapperCodegen}
 
 
@@ -81,33 +119,43 @@ def lower_flat(
     fakes: Sequence[Any],
     size: sympy.Expr,
     outputs: Sequence[torch.Tensor],
+    kept: Mapping[int, torch.Tensor],
 ) -> tuple[ir.TensorBox, ...]:
     """Lower every branch, and make the node that chooses between them.
 
     Args:
         branches: In ascending order; the last has no end.
-        operands: Realized IR nodes and symbolic integers.
+        operands: Realized IR nodes, symbolic integers, and what is computed in the branches.
         fakes: The operands as fake tensors and symbolic integers.
         size: What is compared with the ends.
-        outputs: The op's own outputs, whose shapes and strides every branch has.
+        outputs: The results of the branches' graphs, whose shapes and strides every branch has.
+        kept: Operands that are computed in the branches and used outside, as their place and the
+            strides that they are expected in. They are the last outputs.
     """
-    lowered = [_lower_branch(branch, operands, fakes, outputs) for branch in branches]
-    node = RangeDispatch(lowered, [o for o in operands if isinstance(o, ir.IRNode)], size)
-    return tuple(node.add_output(i, fake) for i, fake in enumerate(outputs))
+    for operand in operands:
+        for buffer in operand.read_buffers() if isinstance(operand, Inlined) else ():
+            buffer.decide_layout()
+    values = _Values(operands, fakes, outputs, kept)
+    node = RangeDispatch([_lower_branch(branch, values) for branch in branches], values, size)
+    return tuple(node.add_output(i, fake) for i, fake in enumerate([*outputs, *kept.values()]))
 
 
 class BranchLowering(SubgraphLowering):
     """One branch as a graph of its own, whose inputs are the outer buffers themselves."""
 
-    def __init__(self, branch: FlatBranch, operands: Sequence[Any], fakes: Sequence[Any]) -> None:
+    def __init__(self, branch: FlatBranch, values: _Values) -> None:
         parent = V.graph
         self.branch = branch
-        self.operands = iter(operands)
+        self.values = values
+        self.operands = iter(values.operands)
+        self.inlined: dict[Inlined, ir.TensorBox] = {}
         super().__init__(
             parent,
             gm=branch.graph,
-            example_inputs=list(fakes),
+            example_inputs=list(values.fakes),
             shape_env=parent._shape_env,
+            cpp_wrapper=parent.cpp_wrapper,
+            aot_mode=parent.aot_mode,
             extern_node_serializer=parent.extern_node_serializer,
             is_inference=parent.is_inference,
             is_backward=parent.is_backward,
@@ -119,9 +167,11 @@ class BranchLowering(SubgraphLowering):
         self.constants = parent.constants
         self.constant_reprs = parent.constant_reprs
         self.allocated_constant_name = parent.allocated_constant_name
+        if branch.known is not None:
+            self.sizevars = BranchSizes(parent.sizevars.shape_env, branch.known)
         for shared in ("precomputed_replacements", "inv_precomputed_replacements"):
             setattr(self.sizevars, shared, getattr(parent.sizevars, shared))
-        self.output_names: list[str] = []
+        self.output_names: list[str | None] = []
         self.dying: OrderedSet[str] = OrderedSet()
 
     def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
@@ -129,10 +179,29 @@ class BranchLowering(SubgraphLowering):
         operand = next(self.operands)
         # Takes the example of this placeholder; the base class would make an input of it.
         torch.fx.Interpreter.placeholder(self, target, args, kwargs)
+        if isinstance(operand, Inlined):
+            return self._computed_here(operand)
         if not isinstance(operand, ir.IRNode):
             return operand
         self.add_device_info(operand.get_device())
         return ir.TensorBox(self._outer(operand))
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        # Some functions that a trace computes sizes with have no lowering; their value is known.
+        value = n.meta.get("val")
+        if n.op == "call_function" and isinstance(value, torch.SymInt):
+            return value.node.expr
+        return super().run_node(n)
+
+    def _computed_here(self, operand: Inlined) -> ir.TensorBox:
+        if operand not in self.inlined:
+            with V.set_graph_handler(self.parent):
+                buffers = operand.read_buffers()
+            for buffer in buffers:
+                self._outer(buffer)
+            self.add_device_info(operand.loops.get_device())
+            self.inlined[operand] = operand.box()
+        return self.inlined[operand]
 
     def _outer(self, operand: Any) -> Any:
         """IR for a buffer of the outer graph, or for a strided view of one."""
@@ -156,6 +225,13 @@ class BranchLowering(SubgraphLowering):
         self.device_ops = get_device_op_overrides(self.device_type)
         self.wrapper_code = BranchWrapper(self)
 
+    def schedule(self, outer: GraphLowering) -> None:
+        """Make the scheduler. The device that ``outer`` is in need not be entered again."""
+        self._update_scheduler()
+        device = outer.scheduler.current_device
+        if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
+            self.scheduler.default_device_context = device
+
     def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
         """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
         self.dying = dying
@@ -164,9 +240,7 @@ class BranchLowering(SubgraphLowering):
         settings |= self.branch.config_patches
         with V.set_graph_handler(self), inductor_config.patch(settings):
             self.init_wrapper_code()
-            self._update_scheduler()
-            # The outer wrapper has entered the device already.
-            self.scheduler.default_device_context = outer.scheduler.current_device
+            self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)
             self.scheduler.codegen()
             self.wrapper_code.generate(self.is_inference)
@@ -174,23 +248,21 @@ class BranchLowering(SubgraphLowering):
         return self.wrapper_code
 
 
-def _lower_branch(
-    branch: FlatBranch,
-    operands: Sequence[Any],
-    fakes: Sequence[Any],
-    outputs: Sequence[torch.Tensor],
-) -> BranchLowering:
-    graph = BranchLowering(branch, operands, fakes)
-    with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
-        graph.run(*fakes)
-        graph.graph_outputs = [
-            ir.ExternKernel.require_exact_strides(
-                ir.TensorBox(output),
-                [convert_symint_to_expr(s) for s in fake.stride()],
-                allow_padding=False,
-            )
-            for output, fake in zip(graph.graph_outputs, outputs, strict=True)
-        ]
+@dataclass(frozen=True)
+class _Values:
+    """What goes into every branch and comes out; see ``lower_flat``."""
+
+    operands: Sequence[Any]
+    fakes: Sequence[Any]
+    outputs: Sequence[torch.Tensor]
+    kept: Mapping[int, torch.Tensor]
+
+
+def _lower_branch(branch: FlatBranch, values: _Values) -> BranchLowering:
+    try:
+        graph = _lowered(branch, values)
+    except HintsDisagree:
+        graph = _lowered(replace(branch, known=None), values)
     parent = graph.parent
     for device in graph.device_types:
         if device not in parent.device_types:
@@ -198,6 +270,22 @@ def _lower_branch(
     parent.device_node_mapping = {**graph.device_node_mapping, **parent.device_node_mapping}
     if parent.disable_cudagraphs_reason is None:
         parent.disable_cudagraphs_reason = graph.disable_cudagraphs_reason
+    return graph
+
+
+def _lowered(branch: FlatBranch, values: _Values) -> BranchLowering:
+    graph = BranchLowering(branch, values)
+    with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
+        graph.run(*values.fakes)
+        results = [ir.TensorBox(output) for output in graph.graph_outputs]
+        results += [graph.inlined[values.operands[place]] for place in values.kept]
+        expected = [*values.outputs, *values.kept.values()]
+        graph.graph_outputs = [
+            ir.ExternKernel.require_exact_strides(
+                result, [convert_symint_to_expr(s) for s in fake.stride()], allow_padding=False
+            )
+            for result, fake in zip(results, expected, strict=True)
+        ]
     return graph
 
 
@@ -220,7 +308,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
 
     def generate_return(self, output_refs: list[str]) -> None:
         for name, ref in zip(self.graph.output_names, output_refs, strict=True):
-            self.wrapper_call.writeline(f"{name} = {ref}")
+            if name is not None:
+                self.wrapper_call.writeline(f"{name} = {ref}")
         # The scope does not end here, so what a return would let go of must be let go of.
         if bound := self._still_bound():
             self.wrapper_call.writeline(f"del {', '.join(bound)}")
@@ -230,7 +319,8 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
         bound: dict[str, None] = {}
         own = re.escape(self.graph.name)
         for line in self.wrapper_call.getvalue().splitlines():
-            if assigned := re.match(rf"\s*({own}_\w+) = ", line):
+            # A conditional's argument lists are bound on one path only, and empty after the call.
+            if assigned := re.match(rf"\s*({own}_\w+)(?<!_args) = ", line):
                 bound[assigned.group(1)] = None
             for deleted in re.findall(r"\bdel ([\w, ]+)", line.partition("#")[0]):
                 for name in deleted.split(", "):
@@ -254,23 +344,33 @@ class RangeDispatch(ir.ExternKernel):
     """Runs the first branch whose end is not below ``size``."""
 
     def __init__(
-        self, branches: Sequence[BranchLowering], operands: Sequence[Any], size: sympy.Expr
+        self, branches: Sequence[BranchLowering], values: _Values, size: sympy.Expr
     ) -> None:
         self.branches = branches
         self.size = size
+        operands = values.operands
         self.results: list[DispatchOutput] = []
-        inputs = [ir.ExternKernel.realize_input(operand) for operand in operands]
-        device = next((d for o in operands if (d := o.get_device()).type != "cpu"), None)
+        loops = [operand.loops for operand in operands if isinstance(operand, Inlined)]
+        read = [operand for operand in operands if isinstance(operand, ir.IRNode)]
+        for operand in operands:
+            for buffer in operand.read_buffers() if isinstance(operand, Inlined) else ():
+                read.append(ir.TensorBox.create(buffer))
+        devices = [node.get_device() for node in (*read, *loops)]
+        symbols = self._symbols(read)
+        for computed in loops:
+            symbols |= computed.get_free_symbol_uses()
         super().__init__(
             name=None,
-            layout=ir.MultiOutputLayout(device=device or operands[0].get_device()),
-            inputs=inputs,
-            constant_args=sorted(self._symbols(operands), key=str),
+            layout=ir.MultiOutputLayout(
+                device=next((d for d in devices if d.type != "cpu"), devices[0])
+            ),
+            inputs=[ir.ExternKernel.realize_input(node) for node in read],
+            constant_args=sorted(symbols, key=str),
         )
         self.name = V.graph.register_buffer(self)
         V.graph.register_operation(self)
 
-    def _symbols(self, operands: Sequence[Any]) -> set[sympy.Symbol]:
+    def _symbols(self, operands: Iterable[Any]) -> set[sympy.Symbol]:
         """All that the bodies may refer to: a graph partition has to be given them."""
         exprs = [self.size]
         for operand in operands:
@@ -295,34 +395,60 @@ class RangeDispatch(ir.ExternKernel):
         self.results.append(DispatchOutput(layout, self, [(list, index)]))
         return ir.TensorBox.create(self.results[-1])
 
+    def output_names(self) -> list[str | None]:
+        """What the branches assign; None for an output that nothing reads."""
+        names = [result.get_name() for result in self.results]
+        return [None if name in V.graph.removed_buffers else name for name in names]
+
     def codegen(self, wrapper: PythonWrapperCodegen) -> None:
         scheduler = V.graph.scheduler
         names = OrderedSet(name for branch in self.branches for name in branch.graph_inputs)
         ended = scheduler.buffer_names_to_free - V.graph.removed_buffers - wrapper.freed
         dying = OrderedSet(name for name in names if name in ended and _can_free(name, wrapper))
+        if isinstance(wrapper, CppWrapperCpu):
+            ir_cpp.write_dispatch(wrapper, self, dying)
+        else:
+            self._write_dispatch(wrapper, dying)
+        # Every path has freed them, and the node itself is no object at run time.
+        wrapper.freed |= dying | OrderedSet([self.get_name()])
+
+    def _write_dispatch(self, wrapper: PythonWrapperCodegen, dying: OrderedSet[str]) -> None:
         bodies = []
         for branch in self.branches:
-            branch.output_names = [result.get_name() for result in self.results]
-            body = branch.generate(V.graph, dying)
+            branch.output_names = self.output_names()
+            body = self._generate(branch, dying)
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
-            bodies.append(
-                _Body(branch.name, branch.branch.end, body.wrapper_call, dying - body.outer_freed)
-            )
-        # Every path has freed them, and the node itself is no object at run time.
-        wrapper.freed |= dying | OrderedSet([self.get_name()])
+            unused = dying - body.outer_freed
+            bodies.append(_Body(branch.name, branch.branch.end, body.wrapper_call, unused))
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
         wrapper.imports.splice(profiling.IMPORT)
         wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
 
+    def _generate(self, branch: BranchLowering, dying: OrderedSet[str]) -> BranchWrapper:
+        shared = V.graph.wrapper_code.src_to_kernel
+        defined = dict(shared)
+        try:
+            return branch.generate(V.graph, dying)
+        except HintsDisagree:
+            # Kernels that were defined for what is thrown away.
+            shared.clear()
+            shared.update(defined)
+        again = _lowered(replace(branch.branch, known=None), branch.values)
+        again.output_names = branch.output_names
+        return again.generate(V.graph, dying)
+
 
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
     buffer = V.graph.scheduler.name_to_buf.get(name)
     if buffer is not None:
-        return bool(buffer.can_free())
+        # Memory of a pool is not freed before the pool, and the planner of pools has to see that
+        # the buffer lives until after the node.
+        pooled = inductor_config.memory_planning and V.graph.is_inference
+        return not pooled and bool(buffer.can_free())
     if isinstance(wrapper, BranchWrapper):
         return wrapper.may_free(name)
     return name in V.graph.graph_inputs
@@ -356,29 +482,21 @@ class DispatchLine(WrapperLine):
         if not size.isidentifier():
             size = f"{self.name}_size"
             code.writeline(f"{size} = {self.size}")
-        self._choose(code, size, self.bodies)
+
+        @contextlib.contextmanager
+        def block(kind: str, end: int | None) -> Iterator[None]:
+            code.writeline(f"{kind}:" if end is None else f"{kind} {size} <= {end}:")
+            with code.indent():
+                yield
+
+        def arm(body: _Body) -> Arm:
+            return Arm(body.end, lambda: self._write(code, body))
+
+        write_chain([arm(body) for body in self.bodies], block)
         profiling.write_end(code, self.name)
 
-    def _choose(self, code: IndentedBuffer, size: str, bodies: Sequence[_Body]) -> None:
-        if len(bodies) > LONGEST_CHAIN:
-            half = len(bodies) // 2
-            with _block(code, f"if {size} <= {bodies[half - 1].end}:"):
-                self._choose(code, size, bodies[:half])
-            with _block(code, "else:"):
-                self._choose(code, size, bodies[half:])
-            return
-        for i, body in enumerate(bodies):
-            last = i == len(bodies) - 1
-            test = "else:" if last else f"{'elif' if i else 'if'} {size} <= {body.end}:"
-            with _block(code, test):
-                if body.unused:
-                    code.writeline(f"del {', '.join(body.unused)}")
-                profiling.write_begin(code, self.name, body.name)
-                code.splice(body.lines)
-
-
-@contextlib.contextmanager
-def _block(code: IndentedBuffer, head: str) -> Iterator[None]:
-    code.writeline(head)
-    with code.indent():
-        yield
+    def _write(self, code: IndentedBuffer, body: _Body) -> None:
+        if body.unused:
+            code.writeline(f"del {', '.join(body.unused)}")
+        profiling.write_begin(code, self.name, body.name)
+        code.splice(body.lines)

@@ -2,9 +2,10 @@
 
 A measurement is looked up in memory, then in the named folder (``records=`` of the registration,
 or the environment variable TORCH_RANGE_DISPATCH_RECORDS), then under Inductor's cache directory;
-what is found nowhere is measured, and saved in all three. There is one file for an op and a kind
-of device. An entry holds all measurements for one signature of the call, by probe and candidate,
-so that a candidate or a probe that is new is all that has to be measured.
+what is found nowhere is measured, and saved in all three. What the cache directory has is copied
+into the named folder, and nothing out of it. There is one file for an op and a kind of device. An
+entry holds all measurements for one signature of the call, by probe and candidate, so that a
+candidate or a probe that is new is all that has to be measured.
 
 A file is JSON and nothing else: nothing in it is executed. One that is not ours, or that a newer
 version wrote, is left alone.
@@ -88,6 +89,8 @@ def _cleaned(text: str) -> str:
 
 # By an entry's digest, and whether it was measured anew whatever the files say.
 _memory: dict[tuple[str, bool], Grid] = {}
+# Likewise, for what was read and not measured: the file, by probe and candidate.
+_origin: dict[tuple[str, bool], dict[tuple[str, str], Path]] = {}
 # What is known to be in a file already.
 _in_file: dict[tuple[Path, str], Grid] = {}
 _warned: set[Path] = set()
@@ -95,8 +98,9 @@ _warned: set[Path] = set()
 
 def forget() -> None:
     """Empty the memory, as in a new process; files stay as they are."""
-    for kept in (_memory, _in_file, _warned):
+    for kept in (_memory, _origin, _in_file, _warned):
         kept.clear()
+    _contents.clear()
 
 
 class Records:
@@ -111,7 +115,9 @@ class Records:
     def __init__(self, key: Key, folders: Sequence[Path], retune: bool = False) -> None:
         self._key = key
         self._paths = [folder / key.file_name for folder in folders]
+        self._retune = retune
         self._grid = _memory.setdefault((key.digest, retune), {})
+        self._origin = _origin.setdefault((key.digest, retune), {})
         self._unread = [] if retune else list(self._paths)
 
     def find(self, probe: str, candidate: str) -> Measurement | None:
@@ -136,30 +142,113 @@ class Records:
         grid = _in_file[path, self._key.digest] = _read_entry(path, self._key)
         for probe, row in grid.items():
             mine = self._grid.setdefault(probe, {})
-            mine.update({c: m for c, m in row.items() if c not in mine})
+            new = {c: m for c, m in row.items() if c not in mine}
+            mine.update(new)
+            self._origin.update({(probe, c): path for c in new})
         return True
 
     def add(self, probe: str, measured: Mapping[str, Measurement]) -> None:
         """Remember measurements by candidate; ``save`` writes them."""
         self._grid.setdefault(probe, {}).update(measured)
+        for candidate in measured:
+            self._origin.pop((probe, candidate), None)
 
     def save(self) -> None:
         """Write what a file does not have yet; one that can't be written is warned of once."""
-        for path in self._paths if self._grid else ():
+        for i, path in enumerate(self._paths):
             name = (path, self._key.digest)
-            if _in_file.get(name) == self._grid:
+            grid = self._belongs_to(self._paths[i:])
+            if not grid or _in_file.get(name) == grid:
                 continue
             try:
-                _merge_into(path, self._key, self._grid)
+                _merge_into(path, self._key, grid, self._retune)
             except OSError as error:
                 _warn_once(path, f"cannot be written: {error}")
-            _in_file[name] = {probe: dict(row) for probe, row in self._grid.items()}
+            _in_file[name] = grid
+
+    def _belongs_to(self, paths: Sequence[Path]) -> Grid:
+        """What was measured, or read from one of ``paths``: not what an earlier file has."""
+        earlier = set(self._paths) - set(paths)
+        rows = {
+            probe: {c: m for c, m in row.items() if self._origin.get((probe, c)) not in earlier}
+            for probe, row in self._grid.items()
+        }
+        return {probe: row for probe, row in rows.items() if row}
 
 
 def _warn_once(path: Path, what: str) -> None:
     if path not in _warned:
         _warned.add(path)
         log.warning("tuning records %s: %s", path, what)
+
+
+# ---------------------------------------------------------------------------------------------
+# What a compile cache is to know of the files; fingerprint.py says why.
+
+
+def state(op: str, folders: Sequence[Path], everything: bool = False) -> dict[str, Any]:
+    """What the files on ``op`` say that code compiled with them depends on, for all devices.
+
+    Args:
+        op: The op's name.
+        folders: As for ``Records``; the last one is in Inductor's cache directory.
+        everything: All measurements, as they are looked up, or those alone that the last folder
+            does not have as well.
+    """
+    *named, last = ({path.name: path for path in _files_on(op, folder)} for folder in folders)
+    own = {name: _content(path) for name, path in last.items()}
+    said: dict[str, Any] = {}
+    for files in named:
+        for name, path in files.items():
+            cells = _cells(_content(path))
+            if not everything:
+                known = _cells(own.get(name, {}))
+                cells = {cell: value for cell, value in cells.items() if known.get(cell) != value}
+            said.setdefault(name, {}).update(cells)
+    if everything:
+        for name, content in own.items():
+            said[name] = {**_cells(content), **said.get(name, {})}
+    retuned = {name: _times_retuned(content) for name, content in own.items()}
+    return {
+        "records": {name: cells for name, cells in said.items() if cells},
+        "retuned": {name: times for name, times in retuned.items() if times},
+    }
+
+
+def _files_on(op: str, folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_cleaned(op)}.*.json"))
+
+
+# The content of a file, by what the file system says of it.
+_contents: dict[tuple[Path, int, int, int], dict[str, Any]] = {}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a file; empty where it is not usable, which is warned of when it is used."""
+    try:
+        found = path.stat()
+        version = (path, found.st_mtime_ns, found.st_size, found.st_ino)
+        if version not in _contents:
+            _contents[version] = _read(path)
+        return _contents[version]
+    except (_NotUsable, OSError):
+        return {}
+
+
+def _cells(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurements of all entries by entry, probe and candidate."""
+    cells = {}
+    for digest, entry in content.get("entries", {}).items():
+        probes = entry.get("probes")
+        for probe, row in probes.items() if isinstance(probes, dict) else ():
+            for candidate, value in row.items() if isinstance(row, dict) else ():
+                cells[f"{digest} {probe} {candidate}"] = value
+    return cells
+
+
+def _times_retuned(content: Mapping[str, Any]) -> int:
+    times = content.get("_metadata", {}).get("retuned", 0)
+    return times if isinstance(times, int) else 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -232,7 +321,8 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
     milliseconds, spread = float(milliseconds), float(value["spread"])
     if not (math.isfinite(milliseconds) and milliseconds >= 0 and spread >= 0):
         raise ValueError(f"a time of {milliseconds}")
-    return Measurement(str(value["label"]), milliseconds, spread)
+    method = str(value.get("method", ""))
+    return Measurement(str(value["label"]), milliseconds, spread, method=method)
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -243,14 +333,15 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
             "error": measurement.error,
             "everywhere": measurement.everywhere,
         }
-    return {
+    timed = {
         "label": measurement.label,
         "milliseconds": measurement.milliseconds,
         "spread": measurement.spread,
     }
+    return {**timed, "method": measurement.method} if measurement.method else timed
 
 
-def _merge_into(path: Path, key: Key, grid: Grid) -> None:
+def _merge_into(path: Path, key: Key, grid: Grid, retuned: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         try:
@@ -276,12 +367,14 @@ def _merge_into(path: Path, key: Key, grid: Grid) -> None:
                 probe: {c: _to_json(m) for c, m in row.items()} for probe, row in known.items()
             },
         }
+        times = _times_retuned(content) + retuned
         content["_metadata"] = {
             "writer": WRITER,
             "format": FORMAT,
             "op": key.op,
             "device": key.device,
             **key.environment,
+            **({"retuned": times} if times else {}),
         }
         _replace(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 

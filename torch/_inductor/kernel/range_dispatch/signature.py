@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
-from torch._inductor.kernel.range_dispatch import __version__, config, fingerprint
+from torch._inductor.kernel.range_dispatch import __version__, config, description
 from torch._inductor.kernel.range_dispatch.call import BoundCall, Operand
 from torch._inductor.kernel.range_dispatch.candidates import Candidate
 from torch._inductor.kernel.range_dispatch.inputs import Point
@@ -63,7 +63,7 @@ def candidate_identity(candidate: Candidate, call: BoundCall) -> str:
         definition = OPDEFS.get(call.op._schema.name)
         kernels = getattr(definition, "_backend_fns", {})
         function = [str(call.op), getattr(definition, "_init_fn", None), dict(kernels)]
-    return fingerprint.identity([function, dict(candidate.params), dict(candidate.config_patches)])
+    return description.identity([function, dict(candidate.params), dict(candidate.config_patches)])
 
 
 def probe_name(registration: Registration, call: BoundCall, point: Point) -> str:
@@ -149,6 +149,7 @@ def _signature(registration: Registration, call: BoundCall) -> dict[str, Any]:
     return {
         "operands": [_operand(operand, numbered) for operand in call.operands],
         "arguments": {name: _argument(value) for name, value in call.arguments.items()},
+        "region": call.described(),
         "dispatch_on": None if where is None else [where.tensor_name, where.dim],
         "inputs": _identities(registration.input_gen_fns),
         "check": None if registration.check is None else _shown(registration.check),
@@ -182,14 +183,14 @@ def _argument(value: Any) -> str:
     """An argument that is no operand; ``Operand`` marks the places of those that are."""
     leaves, structure = pytree.tree_flatten(value)
     shown = [
-        repr(leaf) if isinstance(leaf, (Operand, *_SHOWN)) else fingerprint.identity(leaf)
+        repr(leaf) if isinstance(leaf, (Operand, *_SHOWN)) else description.identity(leaf)
         for leaf in leaves
     ]
     return shown[0] if leaves == [value] else f"{', '.join(shown)} in {structure}"
 
 
 def _identities(generators: Mapping[str, Any]) -> dict[str, str]:
-    return {name: fingerprint.identity(function) for name, function in generators.items()}
+    return {name: description.identity(function) for name, function in generators.items()}
 
 
 def _shown(tolerances: Mapping[torch.dtype, float]) -> dict[str, float]:

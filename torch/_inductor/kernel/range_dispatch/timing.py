@@ -1,7 +1,8 @@
 """The time of one call, in milliseconds: the device's on a GPU, the caller's on a CPU.
 
 On a GPU every candidate runs again and again on the same inputs, so that what fits into the L2
-cache is there for all of them alike; it is not flushed between calls.
+cache is there for all of them alike; it is not flushed between calls. By events a kernel takes
+about a microsecond longer than in a CUDA graph, so a row is timed by one of the two.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +25,6 @@ from torch._inductor.runtime.benchmarking import benchmarker
 log = logging.getLogger(__name__)
 
 Runner = Callable[[], Any]
-Timer = Callable[[], float]
 
 # What is timed by the CPU's clock is called this often at least, whatever the budget.
 _FEWEST_CALLS = 3
@@ -35,16 +36,40 @@ class OverTimeLimit(RuntimeError):
     """One call took longer than ``config.time_limit_s``."""
 
 
-def make_timer(run: Runner, device: torch.device, cudagraphs: bool = False) -> Timer:
-    """A function that returns the milliseconds of one call of ``run``.
+class NotCaptured(RuntimeError):
+    """The calls can't be captured in a CUDA graph; events can time them."""
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Returns the milliseconds of one call.
+
+    Attributes:
+        method: How; times by different methods are some microseconds apart for the same kernel.
+        time: Takes one timing.
+    """
+
+    method: str
+    time: Callable[[], float]
+
+    def __call__(self) -> float:
+        return self.time()
+
+
+def make_timer(
+    run: Runner, device: torch.device, cudagraphs: bool = False, captured: bool = True
+) -> Timer:
+    """A timer of one call of ``run``.
 
     Args:
         run: What is timed. It has been called before: what is compiled at the first call is there.
-        device: Where the work is done.
-        cudagraphs: Whether Inductor's own timing by CUDA-graph replay is asked for.
+        device: Where ``run`` does its work.
+        cudagraphs: Time by Inductor's own CUDA-graph benchmarking, where the release has it.
+        captured: On a CUDA device, by replaying a CUDA graph; otherwise by events.
 
     Raises:
-        OverTimeLimit: One call takes longer than the limit; ``run`` is not called again.
+        OverTimeLimit: One call takes too long.
+        NotCaptured: ``captured`` is asked for and can't be.
         Exception: Whatever ``run`` raises.
     """
     once = _one_call(run, device)
@@ -52,9 +77,9 @@ def make_timer(run: Runner, device: torch.device, cudagraphs: bool = False) -> T
         limit = f"{config.time_limit_s:g} s (config.time_limit_s)"
         raise OverTimeLimit(f"one call takes {once:.3g} s, the limit is {limit}")
     if device.type == "cuda":
-        return _cuda_timer(run, device, cudagraphs)
+        return (_graph_timer if captured else _event_timer)(run, device, cudagraphs)
     if device.type != "cpu":
-        return lambda: benchmarker.benchmark(run, device=device)
+        return Timer("inductor", lambda: benchmarker.benchmark(run, device=device))
     return _cpu_timer(run, once)
 
 
@@ -80,6 +105,7 @@ def _one_call(run: Runner, device: torch.device) -> float:
 
 
 def _cpu_timer(run: Runner, once: float) -> Timer:
+    """By the clock; with ``once`` seconds a call, as often as the budget allows."""
     calls = max(_FEWEST_CALLS, min(1000, int(config.tuning_budget_ms / 1e3 / once)))
     threads = torch.get_num_threads()
 
@@ -93,30 +119,31 @@ def _cpu_timer(run: Runner, once: float) -> Timer:
             times.append(time.perf_counter() - started)
         return statistics.median(times) * 1e3
 
-    return timer
+    return Timer("clock", timer)
 
 
-def _cuda_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
-    """By replaying a CUDA graph; by events with a full launch queue if it can't be captured."""
-    # Newer releases alone have it; where the user asks, all that can be captured goes this way.
+def _graph_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
+    """By replaying a CUDA graph of several calls."""
+    # Newer releases alone have it; where the user asks, what can be captured goes this way.
     inductors = getattr(benchmarker, "benchmark_gpu_with_cuda_graph", None)
     with torch.cuda.device(device):
         try:
             if cudagraphs and inductors is not None:
+                with _waiting_is_an_error():
+                    run()
                 inductors(run)
-                return lambda: inductors(run)
+                return Timer("inductor's CUDA graph", lambda: inductors(run))
             graph, calls = _capture(run)
         except Exception as error:
-            log.debug("not captured, timed by events: %s", first_line(error))
             torch.cuda.synchronize()
-            return _event_timer(run, device)
+            raise NotCaptured(first_line(error)) from error
 
     def timer() -> float:
         with torch.cuda.device(device):
             return _between_events(graph.replay) / calls
 
     timer()
-    return timer
+    return Timer("CUDA graph", timer)
 
 
 def _between_events(run: Runner) -> float:
@@ -185,7 +212,7 @@ def _mend_after_capture(stream: torch.cuda.Stream, pool: Any) -> None:
             pass
 
 
-def _event_timer(run: Runner, device: torch.device) -> Timer:
+def _event_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
     """By events around several calls that are queued while the device is kept waiting.
 
     Without the wait a call that is shorter than its launches would show the launches' time.
@@ -210,4 +237,4 @@ def _event_timer(run: Runner, device: torch.device) -> Timer:
             torch.cuda._sleep(cycles)
             return _between_events(queued) / calls
 
-    return timer
+    return Timer("events", timer)

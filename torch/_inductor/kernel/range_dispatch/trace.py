@@ -8,6 +8,7 @@ own. What cannot be made to fit is rejected with the reason.
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import counters
 from torch._inductor import ir
+from torch._inductor.compile_fx import (
+    _recursive_joint_graph_passes,
+    _recursive_post_grad_passes,
+)
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.post_grad import (
     decompose_auto_functionalized,
@@ -29,11 +34,14 @@ from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
 from torch._inductor.utils import convert_to_symint
 from torch._inductor.virtualized import V
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, traceback
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
+
+
+log = logging.getLogger(__name__)
 
 
 class Rejected(Exception):
@@ -70,7 +78,7 @@ def reference(call: BoundCall, fakes: Sequence[Any]) -> Reference:
     Raises:
         Unsupported: The op returns something other than tensors (and None).
     """
-    node = V.graph.current_node
+    node = call.node or V.graph.current_node
     if node is not None and node.target is call.op and "val" in node.meta:
         returned = node.meta["val"]
     else:
@@ -107,9 +115,27 @@ def traceable(candidate: Candidate, call: BoundCall, ref: Reference) -> Callable
                 fitted = fitted.clone()
             taken.add(StorageWeakRef(fitted.untyped_storage()))
             outputs.append(fitted)
-        return tuple(outputs)
+        return _finished(call, ref, outputs, operands)
 
     return run
+
+
+def _finished(
+    call: BoundCall, ref: Reference, outputs: Sequence[torch.Tensor], operands: Sequence[Any]
+) -> tuple[torch.Tensor, ...]:
+    """What the call's consumers make of its outputs, in the strides that the graph expects."""
+    finished = call.finish(outputs, operands)
+    if finished is outputs:
+        return tuple(outputs)
+    taken = {StorageWeakRef(t.untyped_storage()) for t in operands if _is_tensor(t)}
+    fitted = []
+    for i, (leaf, expected) in enumerate(zip(finished, call.results(ref.outputs), strict=True)):
+        result = _with_strides(i, leaf, expected)
+        if StorageWeakRef(result.untyped_storage()) in taken:
+            result = result.clone()
+        taken.add(StorageWeakRef(result.untyped_storage()))
+        fitted.append(result)
+    return tuple(fitted)
 
 
 def trace(
@@ -160,6 +186,19 @@ def _why_not_traced(error: Exception) -> str:
 
 
 def _traced(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> GraphModule:
+    graph = _recorded(function, fakes, mode)
+    with _no_guards():
+        try:
+            return _optimized(graph)
+        except Exception as error:
+            log.info("lowered as it was traced: the passes over the graph: %s", first_line(error))
+    graph = _recorded(function, fakes, mode)
+    with _no_guards():
+        _lowerable(graph)
+    return graph
+
+
+def _recorded(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> GraphModule:
     with (
         V.fake_mode,
         _no_guards(),
@@ -167,10 +206,17 @@ def _traced(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> Gr
         torch.no_grad(),
         torch._C._DisableAutocast(),
         enable_python_dispatcher(),
+        traceback.preserve_node_meta(),
     ):
         table = select_decomp_table()
-        graph = make_fx(function, tracing_mode=mode, decomposition_table=table)(*fakes)
-        _lowerable(graph)
+        return make_fx(function, tracing_mode=mode, decomposition_table=table)(*fakes)
+
+
+def _optimized(graph: GraphModule) -> GraphModule:
+    """``graph`` after the passes that a compile of it alone would run over it."""
+    compat.drop_full_slices(graph)
+    graph = _recursive_joint_graph_passes(graph)
+    _recursive_post_grad_passes(graph, V.graph.is_inference)
     return graph
 
 

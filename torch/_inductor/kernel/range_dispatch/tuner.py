@@ -10,20 +10,19 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._inductor.kernel.range_dispatch import config, progress
+from torch._inductor.kernel.range_dispatch import config, progress, worker
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
     compiled_together,
 )
 from torch._inductor.kernel.range_dispatch.call import BoundCall
-from torch._inductor.kernel.range_dispatch.candidates import Candidate
+from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.kernel.range_dispatch.inputs import (
     InputGenerator,
@@ -31,14 +30,11 @@ from torch._inductor.kernel.range_dispatch.inputs import (
     Point,
     real_tensors,
 )
-from torch._inductor.kernel.range_dispatch.timing import (
-    free_memory,
-    make_timer,
-    synchronize,
-    Timer,
-)
-from torch._inductor.kernel.range_dispatch.trace import first_line
-from torch._inductor.kernel.range_dispatch.verify import Check, poisoned_allocations
+from torch._inductor.kernel.range_dispatch.row import described, DeviceLost, Entrant, Row
+from torch._inductor.kernel.range_dispatch.timing import free_memory
+from torch._inductor.kernel.range_dispatch.verify import Check
+from torch._library.utils import is_builtin
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 
@@ -100,34 +96,85 @@ class Bench:
         return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
+class _NoInputs(Exception):
+    """The inputs of a probe could not be made; ``args[0]`` says why."""
+
+
 def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list[Measurement]:
     """Check and time every contender at ``point``, on the same inputs, in turn.
 
-    Returns nothing where the inputs do not fit into memory: no candidate is to blame then.
+    Returns nothing where no candidate is to blame: the inputs do not fit into memory, or there is
+    no process to measure in.
+
+    Raises:
+        RuntimeError: A candidate left the device unusable.
     """
+    op = bench.call.op
     _ensure_compiled(bench, contenders, point)
-    log.info("%s: measuring %d candidates at size %d", bench.call.op, len(contenders), point.size)
+    log.info("%s: measuring %d candidates at size %d", op, len(contenders), point.size)
     progress.phase("measure", f"at {point.size}")
-    with real_tensors([bench.device]):
-        try:
-            inputs = make_inputs(bench.call, point, bench.generators)
-        except (RuntimeError, MemoryError) as error:
-            log.warning(
-                "%s: not measured at size %d, since its inputs could not be made: %s",
-                bench.call.op,
-                point.size,
-                _first_line(error),
-            )
-            free_memory(bench.device)
-            return []
-        return _Probe(bench, contenders, point, inputs).measure()
+    able = [c for c in contenders if c.broken is None and c.module_at(point) is not None]
+    make_row = functools.partial(_row, bench, able, point)
+    try:
+        with real_tensors([bench.device]):
+            apart = config.measure_in_subprocess
+            found = worker.measure(make_row) if apart else make_row().measure()
+    except _NoInputs as no_inputs:
+        why = no_inputs.args[0]
+        log.warning("%s: not measured at size %d, since its inputs %s", op, point.size, why)
+        free_memory(bench.device)
+        return []
+    except worker.NotMeasured as reason:
+        torch._logging.warning_once(
+            log, "%s: not measured in a subprocess, so that the op itself runs: %s", op, str(reason)
+        )
+        return []
+    except DeviceLost as lost:
+        raise RuntimeError(
+            f"{op}: {able[lost.entrant].candidate.label} left the device unusable when it was "
+            f"measured at size {point.size}: {lost}. It must not be registered; with "
+            "TORCH_RANGE_DISPATCH_SUBPROCESS=1 it is found out in another process, and left out"
+        ) from lost
+    for i, contender in enumerate(able):
+        if found[i].everywhere:
+            contender.broken = found[i].error
+        if found[i].error is not None:
+            log.info("%s: %s: %s", op, contender.candidate.label, found[i].error)
+    measured = {id(contender): found[i] for i, contender in enumerate(able)}
+    return [measured.get(id(contender)) or _out(contender) for contender in contenders]
+
+
+def _row(bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
+    try:
+        inputs = make_inputs(bench.call, point, bench.generators)
+    except (RuntimeError, MemoryError) as error:
+        raise _NoInputs(f"could not be made: {described(error)}") from error
+    check = Check(bench.call, inputs, bench.tolerances)
+    entrants = [_entrant(contender, bench.call, inputs, point) for contender in contenders]
+    return Row(bench.device, bench.cudagraphs, point, entrants, inputs, check)
+
+
+def _entrant(contender: Contender, call: BoundCall, inputs: Sequence[Any], point: Point) -> Entrant:
+    module = contender.module_at(point)
+    assert module is not None
+    candidate = contender.candidate
+    alone = functools.partial(invoke, candidate, call, inputs) if call.has_consumers else None
+    ops = custom_ops_in(contender.graph)
+    return Entrant(candidate.label, module, candidate.is_op, ops, alone)
+
+
+def _out(contender: Contender) -> Measurement:
+    """Of a contender that can't run at any probe, or has no module for this one."""
+    everywhere = contender.broken is not None
+    why = contender.broken or "it has no benchmark module"
+    return Measurement(contender.candidate.label, math.inf, 0.0, why, everywhere)
 
 
 def _ensure_compiled(bench: Bench, contenders: Sequence[Contender], point: Point) -> None:
     """Compile what has no module for ``point`` yet: all kernels at once, then wait for them."""
 
     def give_up(contender: Contender, error: Exception) -> None:
-        contender.broken = f"it does not compile: {_first_line(error)}"
+        contender.broken = f"it does not compile: {described(error)}"
         log.info("%s: %s: %s", bench.call.op, contender.candidate.label, contender.broken)
         log.debug("benchmark module of %s", contender.candidate.label, exc_info=error)
 
@@ -158,107 +205,13 @@ def _identifier(label: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in label)
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
-
-
-@dataclass
-class _Probe:
-    """One row of the grid: contenders on the same inputs.
-
-    Attributes:
-        errors: Why a contender is out here, by its index.
-    """
-
-    bench: Bench
-    contenders: Sequence[Contender]
-    point: Point
-    inputs: Sequence[Any]
-    errors: dict[int, str] = field(default_factory=dict)
-
-    def measure(self) -> list[Measurement]:
-        check = Check(self.bench.call, self.inputs, self.bench.tolerances)
-        timers: dict[int, Timer] = {}
-        for i, contender in enumerate(self.contenders):
-            try:
-                timer = self._prepare(contender, check)
-            except Exception as error:
-                self._fails(i, error)
-                continue
-            if timer is None:
-                self.errors[i] = contender.broken or "it has no benchmark module"
-            else:
-                timers[i] = timer
-        samples = self._rounds(timers)
-        summary = _gpu_summary if self.bench.device.type != "cpu" else _cpu_summary
-        row = []
-        for i, contender in enumerate(self.contenders):
-            label = contender.candidate.label
-            if i in self.errors:
-                everywhere = contender.broken is not None
-                row.append(Measurement(label, math.inf, 0.0, self.errors[i], everywhere))
-            else:
-                row.append(summary(label, samples[i]))
-        return row
-
-    def _prepare(self, contender: Contender, check: Check) -> Timer | None:
-        """Run the contender once and check its answer; a timer for it unless it is out."""
-        module = contender.module_at(self.point)
-        if contender.broken is not None or module is None:
-            return None
-        run = functools.partial(module, self.point, self.inputs)
-        check.poison_free_memory()
-        with poisoned_allocations(module.function):
-            outputs = run()
-        synchronize(self.bench.device)
-        fault = None if contender.candidate.is_op else check.fault(outputs)
-        if fault is not None:
-            contender.broken = (
-                f"it gives another answer than the op at size {self.point.size}: {fault}"
-            )
-            return None
-        del outputs
-        return make_timer(run, self.bench.device, self.bench.cudagraphs)
-
-    def _fails(self, i: int, error: Exception) -> None:
-        self.errors[i] = f"it fails at size {self.point.size}: {_first_line(error)}"
-        label = self.contenders[i].candidate.label
-        log.info("%s: %s: %s", self.bench.call.op, label, self.errors[i])
-        log.debug("%s at size %d", label, self.point.size, exc_info=error)
-        del error
-        free_memory(self.bench.device)
-
-    def _rounds(self, timers: Mapping[int, Timer]) -> dict[int, list[float]]:
-        """Rounds in which each contender is timed once: a drifting machine is fair to all.
-
-        After two rounds a contender that was clearly slower in both is not timed any more.
-        """
-        samples: dict[int, list[float]] = {i: [] for i in timers}
-        running = dict(timers)
-        for number in range(max(1, config.tuning_rounds)):
-            for i, timer in list(running.items()):
-                try:
-                    samples[i].append(timer())
-                except Exception as error:
-                    self._fails(i, error)
-                    del running[i]
-            if number >= 1 and running:
-                best = min(min(samples[i]) for i in running)
-                slow = [i for i in running if min(samples[i]) > config.early_stop * best]
-                for i in slow:
-                    del running[i]
-        return samples
-
-
-def _gpu_summary(label: str, samples: Sequence[float]) -> Measurement:
-    """The median, and half the distance between the quartiles."""
-    if len(samples) < 2:
-        return Measurement(label, samples[0])
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Measurement(label, median, spread=(high - low) / 2)
-
-
-def _cpu_summary(label: str, samples: Sequence[float]) -> Measurement:
-    """The smallest of the rounds' medians: what else runs on the cores only ever adds time."""
-    first, *others = sorted(samples)
-    return Measurement(label, first, spread=others[0] - first if others else 0.0)
+def custom_ops_in(graph: GraphModule) -> tuple[str, ...]:
+    """Names of the operators in ``graph`` that are not PyTorch's own, as ``ns.name.overload``."""
+    targets = {
+        node.target
+        for level in graph.modules()
+        if isinstance(level, GraphModule)
+        for node in level.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, OpOverload)
+    }
+    return tuple(sorted(str(target) for target in targets if not is_builtin(target)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ _SMALL_FLOAT_TOLERANCE = 0.26
 _TENSOR_FLOAT_TOLERANCE = 1e-2
 # Elements that are compared at a time, so that the comparison needs little memory.
 _CHUNK = 1 << 22
+# Times the tolerance, for the same computation compiled and not.
+_LOOSE = 10
 
 
 @dataclass(frozen=True)
@@ -79,27 +82,70 @@ def find_mismatch(
     actual: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
     given: Mapping[torch.dtype, float],
+    scales: Sequence[float] | None = None,
 ) -> Mismatch | None:
-    """The first output that is further from the expected one than the tolerances allow."""
+    """The first output that is further from the expected one than the tolerances allow.
+
+    Args:
+        actual: The outputs.
+        expected: The op's.
+        given: The user's tolerances by dtype.
+        scales: ``scale`` of each of the expected ones, where that is known already.
+    """
     for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return Mismatch(i, math.nan, math.nan)
-        absolute, relative, fits = _compare(ours, theirs, tolerance(theirs.dtype, given))
+        allowed = tolerance(theirs.dtype, given)
+        typical = scale(theirs) if scales is None else scales[i]
+        if _surely_close(ours, theirs, allowed * typical):
+            continue
+        absolute, relative, fits = _compare(ours, theirs, allowed, typical)
         if not fits:
             return Mismatch(i, absolute, relative)
     return None
 
 
-def _compare(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> tuple[float, float, bool]:
+def scale(expected: torch.Tensor) -> float:
+    """The root mean square of the finite elements of an inexact output, 0 for others."""
+    if not _inexact(expected):
+        return 0.0
+    total, count = 0.0, 0
+    for part in _chunks(expected):
+        square = float(torch.linalg.vector_norm(_narrow(part), dtype=_wide_dtype(part))) ** 2
+        size = part.numel()
+        if not math.isfinite(square):
+            sizes = _wide(part).abs()
+            sizes = sizes[sizes.isfinite()]
+            square, size = float(sizes.square().sum()), sizes.numel()
+        total += square
+        count += size
+    return math.sqrt(total / count) if count else 0.0
+
+
+def _surely_close(ours: torch.Tensor, theirs: torch.Tensor, limit: float) -> bool:
+    """Whether no element differs by more than ``limit``: quick, and for most outputs all it takes.
+
+    What it can't tell, as of infinities, it denies.
+    """
+    if not _inexact(theirs):
+        return torch.equal(ours, theirs)
+    return all(
+        # The difference itself is rounded.
+        bool((_narrow(a) - _narrow(b)).abs().max() <= 0.9 * limit)
+        for a, b in zip(_chunks(ours), _chunks(theirs), strict=True)
+    )
+
+
+def _compare(
+    ours: torch.Tensor, theirs: torch.Tensor, allowed: float, typical: float
+) -> tuple[float, float, bool]:
     """The largest absolute and relative errors, and whether all are within ``allowed``."""
+    inexact = _inexact(theirs)
     if theirs.dtype is torch.float4_e2m1fn_x2:
         ours, theirs = ours.view(torch.uint8), theirs.view(torch.uint8)
-    inexact = theirs.dtype.is_floating_point or theirs.dtype.is_complex
-    pairs = list(zip(_chunks(ours), _chunks(theirs), strict=True))
-    scale = _root_mean_square([b for _, b in pairs]) if inexact else 0.0
     absolute = relative = 0.0
     fits = True
-    for a, b in pairs:
+    for a, b in zip(_chunks(ours), _chunks(theirs), strict=True):
         same = a == b
         if inexact:
             a, b = _wide(a), _wide(b)
@@ -108,7 +154,7 @@ def _compare(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> tuple[
             continue
         a, b = (_wide(part[~same]) for part in (a, b))
         error, size = (a - b).abs(), b.abs()
-        limit = allowed * size.clamp(min=scale) if inexact else torch.full_like(size, allowed)
+        limit = allowed * size.clamp(min=typical) if inexact else torch.full_like(size, allowed)
         # An error that is not finite is one of NaN or infinity against another value.
         fits = fits and bool(((error <= limit) & error.isfinite()).all())
         absolute = _larger(absolute, float(error.max()))
@@ -116,26 +162,34 @@ def _compare(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> tuple[
     return absolute, relative, fits
 
 
+def _inexact(tensor: torch.Tensor) -> bool:
+    """Whether values are rounded. Two float4 values in a byte are compared as that byte."""
+    if tensor.dtype is torch.float4_e2m1fn_x2:
+        return False
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+
+
 def _larger(one: float, other: float) -> float:
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.complex128 if values.dtype.is_complex else torch.float64)
+    return values.to(_wide_dtype(values))
+
+
+def _wide_dtype(values: torch.Tensor) -> torch.dtype:
+    return torch.complex128 if values.dtype.is_complex else torch.float64
+
+
+def _narrow(values: torch.Tensor) -> torch.Tensor:
+    """``values`` as they are, or in the next dtype that there is arithmetic for."""
+    if values.dtype is torch.complex32:
+        return values.to(torch.complex64)
+    return values.float() if values.dtype.itemsize == 1 else values
 
 
 def _chunks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tensor.detach().reshape(-1).split(_CHUNK) if tensor.numel() else ()
-
-
-def _root_mean_square(parts: Sequence[torch.Tensor]) -> float:
-    total, count = 0.0, 0
-    for part in parts:
-        sizes = _wide(part).abs()
-        sizes = sizes[sizes.isfinite()]
-        total += float(sizes.square().sum())
-        count += sizes.numel()
-    return math.sqrt(total / count) if count else 0.0
 
 
 class Check:
@@ -157,30 +211,59 @@ class Check:
         self._inputs = inputs
         self._tolerances = tolerances or {}
         self._expected: list[torch.Tensor] | None = None
+        self._scales: list[float] = []
         self._repeats: bool | None = None
+        self._of_op: list[torch.Tensor] = []
         if tolerances is None:
             return
         try:
-            self._expected = self._run_op()
+            self._of_op = self._run_op()
+            self._expected = list(call.finish(self._of_op, inputs))
+            self._scales = [scale(output) for output in self._expected]
         except Exception as error:  # an op that cannot be run leaves nothing to compare with
             log.info("%s: answers are not compared: the op itself: %s", call.op, first_line(error))
 
-    def fault(self, outputs: Sequence[torch.Tensor]) -> Mismatch | None:
-        """How ``outputs`` differ from the op's, beyond the tolerances."""
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, where the op of this graph can't be run."""
+        if self._expected is not None:
+            self._op_repeats_itself()
+        return {**self.__dict__, "_call": None, "_inputs": None}
+
+    def fault(
+        self, outputs: Sequence[torch.Tensor], alone: Callable[[], Any] | None = None
+    ) -> Mismatch | None:
+        """How ``outputs`` differ from the op's, beyond the tolerances.
+
+        Args:
+            outputs: What a candidate returns; with the op's consumers in its graph, what they do.
+            alone: Runs the candidate without being compiled, and without the consumers. They may
+                make much of a difference that is tolerated (a rounding to int8, an exponential),
+                so then it is what the candidate itself returns that counts.
+        """
         if self._expected is None:
             return None
-        found = find_mismatch(outputs, self._expected, self._tolerances)
+        found = find_mismatch(outputs, self._expected, self._tolerances, self._scales)
         if found is None or not self._op_repeats_itself():
             return None
-        return found
+        return found if alone is None else self._fault_of(alone, outputs)
 
-    def poison_free_memory(self) -> None:
-        """Leave NaN in memory that the next outputs are likely to get.
+    def _fault_of(
+        self, alone: Callable[[], Any], outputs: Sequence[torch.Tensor]
+    ) -> Mismatch | None:
+        """As ``fault``, by the candidate's own answer, and by what the consumers make of that."""
+        answer: list[Any] = []
+        flatten(alone(), answer)
+        scales = [scale(output) for output in self._of_op]
+        found = find_mismatch(answer, self._of_op, self._tolerances, scales)
+        if found is not None:
+            return found
+        finished = list(self._call.finish(answer, self._inputs))
+        loose = {tensor.dtype: self._loose(tensor.dtype) for tensor in finished}
+        return find_mismatch(outputs, finished, loose, [scale(output) for output in finished])
 
-        This is for what a custom op allocates within a candidate, where nothing can be poisoned.
-        """
-        for output in self._expected or ():
-            poison(torch.empty_like(output))
+    def _loose(self, dtype: torch.dtype) -> float:
+        """For the same computation, compiled and not: what was rounded twice may be far apart."""
+        return max(_LOOSE * tolerance(dtype, self._tolerances), 0 if dtype.is_floating_point else 1)
 
     def _run_op(self) -> list[torch.Tensor]:
         op = Candidate("", None, {}, {}, ())
@@ -192,7 +275,8 @@ class Check:
         """Whether the op gives the same answer twice; one that draws random numbers does not."""
         if self._repeats is None:
             assert self._expected is not None
-            again = find_mismatch(self._run_op(), self._expected, self._tolerances)
+            answer = self._call.finish(self._run_op(), self._inputs)
+            again = find_mismatch(answer, self._expected, self._tolerances, self._scales)
             self._repeats = again is None
             if again is not None:
                 log.info("%s: answers are not compared: it differs from itself", self._call.op)
@@ -229,3 +313,27 @@ def poisoned_allocations(function: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         scope.update(allocators)
+
+
+@contextlib.contextmanager
+def filled_allocations() -> Iterator[None]:
+    """Have PyTorch fill what it allocates, with NaN or the largest integer.
+
+    This is for what a custom op allocates, which runs code of its own. PyTorch does it in
+    deterministic mode alone, so that is on inside; nothing raises for it.
+    """
+    mode = (torch._C._get_deterministic_algorithms(), _warns_only())
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators that are not deterministic
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch._C._set_deterministic_algorithms(mode[0], warn_only=mode[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+def _warns_only() -> bool:
+    return bool(torch._C._get_deterministic_algorithms_warn_only())

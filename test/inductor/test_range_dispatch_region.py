@@ -1,0 +1,267 @@
+# Owner(s): ["module: inductor"]
+"""The op's neighbours in the graph fuse with what runs in each branch, as they would without us."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from range_dispatch_common import (
+    DEVICES,
+    final_code,
+    force_winners,
+    HAS_CPU,
+    HAS_GPU,
+    RangeDispatchTestCase,
+)
+
+import torch
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+WIDTH = 32
+SPLIT = 8
+BOUNDARIES = (2, 7, SPLIT, SPLIT + 1, 40)
+
+
+def scale_low(x, w):
+    return x * w + 1.0
+
+
+def scale_high(x, w):
+    return torch.addcmul(torch.full_like(x, 2.0), x, w)
+
+
+def norm_low(x, w):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w
+
+
+def norm_high(x, w):
+    return x / torch.sqrt(x.square().sum(-1, keepdim=True) / x.shape[-1] + 1e-6) * w
+
+
+def mm_low(x, w):
+    return x @ w
+
+
+def mm_high(x, w):
+    return (x.unsqueeze(-1) * w).sum(1)
+
+
+def pair_low(x, w):
+    return x * w, x.sum(-1)
+
+
+def pair_high(x, w):
+    return w * x + 0.5, x.sum(-1) * 2.0
+
+
+@torch.library.custom_op("range_dispatch_test::region_scale", mutates_args=())
+def scale(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x * w
+
+
+scale.register_fake(lambda x, w: torch.empty_like(x))
+
+
+@torch.library.custom_op("range_dispatch_test::region_norm", mutates_args=())
+def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return norm_low(x, w)
+
+
+norm.register_fake(lambda x, w: torch.empty_like(x))
+
+
+@torch.library.custom_op("range_dispatch_test::region_mm", mutates_args=())
+def matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w
+
+
+matmul.register_fake(lambda x, w: x.new_empty(x.shape[0], w.shape[1]))
+
+
+@torch.library.custom_op("range_dispatch_test::region_pair", mutates_args=())
+def pair(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * w, x.sum(-1)
+
+
+pair.register_fake(lambda x, w: (torch.empty_like(x), x.new_empty(x.shape[0])))
+
+OPS = {
+    scale: (scale_low, scale_high),
+    norm: (norm_low, norm_high),
+    matmul: (mm_low, mm_high),
+    pair: (pair_low, pair_high),
+}
+
+
+def quantised(y):
+    peak = y.abs().amax(-1, keepdim=True).clamp(min=1e-6)
+    return torch.round(y * (127.0 / peak)).to(torch.int8), peak / 127.0
+
+
+def rotated(y):
+    low, high = y.chunk(2, dim=-1)
+    return torch.cat([-high, low], dim=-1)
+
+
+# Each takes the op, x of shape [rows, WIDTH], w, r of x's shape and a square m.
+GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
+    "pointwise_on_both_sides": (scale, lambda op, x, w, r, m: torch.relu(op(x * 2 + 1, w)) + 1),
+    "one_consumer": (scale, lambda op, x, w, r, m: op(x, w).sigmoid()),
+    "chain_of_consumers": (scale, lambda op, x, w, r, m: op(x, w).tanh().exp().neg()),
+    "two_consumers": (
+        scale,
+        lambda op, x, w, r, m: (lambda y: (y.sin(), y.cos()))(op(x, w)),
+    ),
+    "consumer_with_another_input": (scale, lambda op, x, w, r, m: op(x, w) * r),
+    "consumer_with_a_later_input": (
+        scale,
+        lambda op, x, w, r, m: (lambda y: y * torch.sigmoid(r))(op(x, w)),
+    ),
+    "consumer_with_a_later_matmul": (
+        scale,
+        lambda op, x, w, r, m: (lambda y: torch.nn.functional.silu(y) * (r @ m))(op(x, w)),
+    ),
+    "output_used_twice": (scale, lambda op, x, w, r, m: (lambda y: y.sin() * y)(op(x, w))),
+    "result_is_an_output_too": (scale, lambda op, x, w, r, m: (lambda y: (y, y + r))(op(x, w))),
+    "transposed_output": (scale, lambda op, x, w, r, m: (op(x, w) + 1).t()),
+    "cast": (scale, lambda op, x, w, r, m: (op(x, w).to(torch.float64) * 0.5).to(torch.float32)),
+    "view_between": (
+        scale,
+        lambda op, x, w, r, m: op(x, w).view(-1, 4, WIDTH // 4).transpose(1, 2) * 3,
+    ),
+    "residual": (norm, lambda op, x, w, r, m: op(x + r, w)),
+    "residual_handed_on": (norm, lambda op, x, w, r, m: (lambda h: (h, op(h, w)))(x + r)),
+    "residual_and_scale": (
+        norm,
+        lambda op, x, w, r, m: (lambda h: (op(h, w) * 0.5 + r, h.sin()))(x + r),
+    ),
+    "norm_and_quantisation": (norm, lambda op, x, w, r, m: quantised(op(x, w))),
+    "rotation": (norm, lambda op, x, w, r, m: op(x, w) * r + rotated(op(x, w))),
+    "matmul_with_epilogue": (
+        matmul,
+        lambda op, x, w, r, m: torch.nn.functional.silu(op(x, m) + w),
+    ),
+    "matmul_with_prologue": (matmul, lambda op, x, w, r, m: op(x * r + 1, m)),
+    "two_outputs": (pair, lambda op, x, w, r, m: (lambda y, s: y * s[:, None] + r)(*op(x, w))),
+    "two_ops_in_a_chain": (norm, lambda op, x, w, r, m: op(op(x + r, w).tanh(), w) + r),
+    "reduction_at_the_end": (scale, lambda op, x, w, r, m: (op(x, w) * r).sum(-1)),
+}
+
+
+def inputs(rows: int, device: str) -> tuple[torch.Tensor, ...]:
+    """Only the rows are dynamic: weights are of one size in a model."""
+    shapes = ((rows, WIDTH), (WIDTH,), (rows, WIDTH), (WIDTH, WIDTH))
+    made = tuple(torch.randn(shape, device=device) for shape in shapes)
+    for with_rows in (made[0], made[2]):
+        torch._dynamo.mark_dynamic(with_rows, 0)
+    return made
+
+
+_CALL = re.compile(
+    r"^\s*(?:\w+ = )?((?:cpp_fused|triton_)\w+?)(?:_\d+)?(?:\.run)?\(|^\s*(extern_kernels\.\w+)\(",
+    re.MULTILINE,
+)
+
+
+def kernels(lines: str) -> list[str]:
+    """The kernels that are called, without their numbers, and without the name of the op."""
+    called = [a or b for a, b in _CALL.findall(lines)]
+    return sorted(re.sub(r"_region_[a-z]+(?=_|$)", "", name) for name in called)
+
+
+def paths(code: str) -> tuple[str, str]:
+    """The body of ``call`` as it runs for small and for large sizes."""
+    body = code[code.index("def call(") :].partition("\nrunner = ")[0]
+    low: list[str] = []
+    high: list[str] = []
+    targets = [low, high]
+    inside = None
+    for line in body.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if inside is not None and indent <= inside and not line.strip().startswith("else:"):
+            inside, targets = None, [low, high]
+        if re.match(r"\s*if \w+ <= \d+:", line):
+            inside, targets = indent, [low]
+        elif inside == indent and line.strip().startswith("else:"):
+            targets = [high]
+        for target in targets:
+            target.append(line)
+    return "\n".join(low), "\n".join(high)
+
+
+def codegen_only() -> Any:
+    """Kernels of the CPU are generated and not compiled: what a graph returns means nothing."""
+    return mock.patch.object(
+        AsyncCompile, "cpp_pybinding", lambda self, *args, **kwargs: lambda *given: None
+    )
+
+
+class RegionTestCase(RangeDispatchTestCase):
+    def register(self, op: Any, **options: Any) -> tuple[Any, Any]:
+        low, high = OPS[op]
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(low), CustomOpConfig(high)],
+            dispatch_on={"tensor_name": "x", "dim": 0},
+            split_points=[SPLIT],
+            **options,
+        )
+        return low, high
+
+    def forced(self, op: Any) -> Any:
+        low, high = OPS[op]
+        return force_winners(lambda n: low.__name__ if n <= SPLIT else high.__name__)
+
+
+class KernelsTest(RegionTestCase):
+    """Each path runs the kernels of a compile with that implementation in place of the op."""
+
+    @parametrize("device", DEVICES)
+    @parametrize("name", list(GRAPHS))
+    def test_same_as_a_compile_of_one_implementation(self, name, device):
+        op, graph = GRAPHS[name]
+        args = inputs(20, device)
+        codes = []
+        with codegen_only():
+            for implementation in OPS[op]:
+                torch._dynamo.reset()
+                alone = torch.compile(lambda *a, f=implementation: graph(f, *a), fullgraph=True)
+                codes.append(final_code(alone, *args))
+            torch._dynamo.reset()
+            self.register(op)
+            with self.forced(op):
+                compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+                code = final_code(compiled, *args)
+        for path, expected in zip(paths(code), codes, strict=True):
+            body = expected[expected.index("def call(") :]
+            self.assertEqual(kernels(path), kernels(body))
+
+
+class ResultsTest(RegionTestCase):
+    @parametrize("device", DEVICES)
+    @parametrize("name", list(GRAPHS))
+    def test_every_boundary(self, name, device):
+        op, graph = GRAPHS[name]
+        low, high = self.register(op)
+        compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+        with self.forced(op), torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(*inputs(20, device))
+            for rows in BOUNDARIES:
+                args = inputs(rows, device)
+                chosen = low if rows <= SPLIT else high
+                expected = graph(chosen, *args)
+                self.assertEqual(compiled(*args), expected, exact_stride=True)
+
+
+instantiate_parametrized_tests(KernelsTest)
+instantiate_parametrized_tests(ResultsTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU or HAS_GPU:
+        run_tests()
