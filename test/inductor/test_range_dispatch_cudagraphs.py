@@ -95,19 +95,70 @@ class CudaGraphsTest(RangeDispatchTestCase):
             code = final_code(compiled, self.rows(8), self.w)
         self.assertEqual(len(re.findall(r"def partition_\d+\(", code)), 1)
 
+    def kernels(self, function, x):
+        """How many run on the device in one call."""
+        function(x, self.w)
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
+            function(x, self.w)
+            torch.cuda.synchronize()
+        return len([e for e in prof.events() if e.device_type == torch.autograd.DeviceType.CUDA])
+
     def test_only_the_kernels_of_its_branch_run(self):
+        sizes = ((8, first), (32, second), (100, third))
+        alone = {}
+        for n, implementation in sizes:
+            torch._dynamo.reset()
+            compiled = torch.compile(
+                lambda x, w, run=implementation: run(x.relu(), w) * 2, dynamic=True, fullgraph=True
+            )
+            alone[n] = self.kernels(compiled, self.rows(n))
+        torch._dynamo.reset()
         compiled = torch.compile(self.f, dynamic=True, fullgraph=True)
         with force_winners(pick):
             compiled(self.rows(8), self.w)
-        for n, kernels in ((8, 3), (32, 3)):  # producer, branch, consumer
-            x = self.rows(n)
-            compiled(x, self.w)
-            torch.cuda.synchronize()
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-                compiled(x, self.w)
-                torch.cuda.synchronize()
-            ran = [e for e in prof.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-            self.assertEqual(len(ran), kernels, [e.name for e in ran])
+        self.assertEqual({n: self.kernels(compiled, self.rows(n)) for n, _ in sizes}, alone)
+
+    @parametrize("graph_partition", [False, True])
+    def test_what_cannot_be_captured_in_a_branch_is_not(self, graph_partition):
+        def waits(x, w):  # asks for the value of an element
+            return (x @ w).index_select(0, torch.nonzero(x[:, 0] * 0 + 1).squeeze(1))
+
+        op = define_op(
+            "captured",
+            lambda x, w: x @ w,
+            lambda x, w: torch.empty_like(x),
+            schema="(Tensor x, Tensor w) -> Tensor",
+        )
+
+        @torch.library.custom_op(
+            "range_dispatch_test::waiting", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+        )
+        def waiting(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return waits(x, w)
+
+        waiting.register_fake(lambda x, w: torch.empty_like(x))
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x, w: x @ w), CustomOpConfig(waiting)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 256},
+            split_points=[16],
+        )
+        compiled = torch.compile(
+            lambda x, w: op(x.relu(), w) * 2, dynamic=True, fullgraph=True, mode="reduce-overhead"
+        )
+        labels = {16: "<lambda>", 256: "waiting"}
+        with (
+            inductor_config.patch(graph_partition=graph_partition),
+            self.assertLogs("torch._inductor.kernel.range_dispatch.ir", "INFO") as logged,
+        ):
+            with force_winners(labels):
+                compiled(self.rows(8), self.w)
+            for n in (8, 16, 17, 40) * 4:
+                torch.compiler.cudagraph_mark_step_begin()
+                x = self.rows(n)
+                self.assertEqual(compiled(x, self.w), x.relu() @ self.w * 2, atol=1e-3, rtol=1e-3)
+        self.assertIn("not safe to capture", "\n".join(logged.output))
 
     def test_peak_memory_is_the_winners(self):
         def peak(function, x):

@@ -390,7 +390,7 @@ def _lower(registration: Registration, args: Sequence[Any], kwargs: Mapping[str,
         raise Unsupported("it mutates an argument or returns nothing")
     if any(r.alias_info is not None for r in op._schema.returns):
         raise Unsupported("it returns an alias of an argument")
-    call = bind(op, args, kwargs, keep=dispatch.flat.supported(), node=lowered_node(op))
+    call = bind(op, args, kwargs, keep=dispatch.flat().supported(), node=lowered_node(op))
     candidates = _candidates(registration, call)
     if not candidates:
         log.info("%s: no configs, lowered normally", op)
@@ -426,7 +426,7 @@ def _standard_lowering_fn(
 
 def _tune_once(contest: _Contest) -> Candidate:
     """The winner at the sizes of the first call."""
-    point = hinted_point(contest.call, sympy.Integer(0))
+    point = hinted_point(contest.bench.call, sympy.S.Zero)
     (result,) = contest.tune([Range(0, math.inf)], lambda range: [point])
     winner = contest.by_label[result.winner]
     report.record(contest.plan(None, "", [result], [(result.range, winner)]))
@@ -474,8 +474,10 @@ def _tune_ranges(
 ) -> _Tuned:
     operand, dim, size = _dispatched_size(registration, call)
     ranges = _reachable_ranges(registration, size)
-    contest = _prepare(registration, call, candidates, size if len(ranges) > 1 else None)
-    results = contest.tune(ranges, lambda range: _probes(registration, contest.call, size, range))
+    contest = _prepare(registration, call, candidates, size)
+    results = contest.tune(
+        ranges, lambda range: _probes(registration, contest.bench.call, size, range)
+    )
     chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results], Candidate.same_as)
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
     plan = contest.plan(where, str(size), results, chosen)
@@ -514,7 +516,7 @@ def _joined(tuned: _Tuned) -> region.RegionCall | None:
 
     contest = tuned.contest
     patched = any(c.candidate.config_patches for c in contest.contenders)
-    if patched or not dispatch.flat.supported() or tuned.size.is_Integer:
+    if patched or not dispatch.flat().supported() or tuned.size.is_Integer:
         return None
     call = region.around(contest.alone, tuned.size, contest.ref.pack, joins)
     return call if isinstance(call, region.RegionCall) and call.region.joined else None
@@ -551,6 +553,7 @@ def _dispatch(
     """The nested cond over the merged ranges in place of the op, and of what moves with it."""
     first, *others = tuned
     contest = first.contest
+    call = region.lowered(call)
 
     def branch(range: Range, winners: tuple[Candidate, ...]) -> dispatch.Branch:
         run = call
@@ -570,7 +573,7 @@ def _dispatch(
     outputs = call.results(contest.ref.outputs)
     operands: list[Any] = list(call.operands)
     handed_out: dict[int, Node] = {}
-    if dispatch.flat.supported():
+    if dispatch.flat().supported():
         operands, handed_out = region.move_producers(call)
     dispatched = dispatch.Lowering(
         contest.registration.name,
@@ -604,7 +607,7 @@ def _graphs_without_cond(
     It merges the outputs of its branches, and asks for a guard if a dimension might be 0 or 1
     (the columns of ``x[:, 1:]``). Here they are known to be equal: the op's.
     """
-    if not dispatch.flat.supported():
+    if not dispatch.flat().supported():
         raise Unsupported(f"the dispatch over its ranges cannot be traced: {reason}") from reason
     try:
         return [trace_function(branch.function, fakes) for branch in branches]
@@ -675,7 +678,7 @@ def _prepare(
     registration: Registration,
     alone: BoundCall,
     candidates: Sequence[Candidate],
-    size: sympy.Expr | None = None,
+    size: sympy.Expr = sympy.S.Zero,
 ) -> _Contest:
     """Trace every candidate; those that cannot compete are out, with the reason.
 
@@ -685,23 +688,24 @@ def _prepare(
         registration: What the user registered.
         alone: The call, without its neighbours.
         candidates: What competes.
-        size: What may be dispatched on: then the neighbours of the call are a part of it.
+        size: What may be dispatched on.
     """
     started = time.perf_counter()
     ref = reference(alone, fake_operands(alone))
-    call = alone if size is None else region.around(alone, size, ref.pack)
+    call = region.around(alone, size, ref.pack)
     if _forced():  # to win whatever it returns
         registration = replace(registration, check=None)
-    fakes = fake_operands(call)
+    tuned = region.with_producers(call, registration.input_gen_fns.keys())
+    fakes = fake_operands(tuned)
     bench = Bench(
-        call,
+        tuned,
         fakes,
         registration.input_gen_fns,
         registration.benchmark_with_cudagraphs,
         registration.check,
     )
-    contenders = [Contender(c, functools.partial(trace, c, call, ref, fakes)) for c in candidates]
-    contest = _Contest(registration, alone, call, fakes, ref, contenders, [], bench, started)
+    contenders = [Contender(c, functools.partial(trace, c, tuned, ref, fakes)) for c in candidates]
+    contest = _Contest(registration, alone, call, ref, contenders, [], bench, started)
     on_record = grid.recorded(registration, bench, contenders)
     contest.drop_untraceable([c for c in contenders if c.candidate.label not in on_record])
     return contest
@@ -714,7 +718,6 @@ class _Contest:
     registration: Registration
     alone: BoundCall
     call: BoundCall
-    fakes: Sequence[Any]
     ref: Reference
     contenders: list[Contender]
     rejected: list[tuple[str, str]]
@@ -809,7 +812,7 @@ class _Contest:
             chosen=tuple((range, candidate.label) for range, candidate in chosen),
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
-            region=self.call.neighbours(),
+            region=self.bench.call.neighbours(),
         )
 
     def inline(self, winner: Candidate) -> Any:
@@ -818,10 +821,10 @@ class _Contest:
             op = self.call.op
             known = op in lowering.lowerings and op not in lowering.fallbacks
             return None if known else _normal_lowering(self.alone)
-        if self.call is self.alone:
+        if self.bench.call is self.alone:
             (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
         else:
-            graph = trace(winner, self.alone, self.ref, self.fakes[: len(self.alone.operands)])
+            graph = trace(winner, self.alone, self.ref, fake_operands(self.alone))
         outputs = dispatch.inline(
             graph, region.given(self.alone), self.registration.name, winner.config_patches
         )
@@ -829,6 +832,7 @@ class _Contest:
 
     def choice(self, winner: Candidate, result: Any) -> AutotuneChoice:
         first = self.ref.outputs[0]
+        # Called where the op is no node: its neighbours are unknown, and the traces are its own.
         graphs = [c.graph for c in self.contenders if c.candidate.same_as(winner)]
         return AutotuneChoice(
             name=winner.label,

@@ -24,7 +24,6 @@ from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
-from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import Point, symbols_of
@@ -98,6 +97,9 @@ def compile_for_benchmark(
         config_patches: Inductor settings of the candidate.
         name: For the generated code.
     """
+    # Not there yet when Inductor imports this module.
+    from torch._inductor.graph import GraphLowering
+
     world = _World(call, point)
     # V.graph and V.fake_mode are those of the user's graph until here.
     outer = V.graph

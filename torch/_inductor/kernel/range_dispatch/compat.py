@@ -17,7 +17,7 @@ import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
-from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -215,7 +215,7 @@ def drop_full_slices(graph: GraphModule) -> None:
 
 def stream_of(node: Node) -> int | None:
     """The stream that the user put ``node`` on; None is the default one."""
-    find = getattr(GraphLowering, "_get_node_stream", None)
+    find = getattr(V.graph, "_get_node_stream", None)
     return None if find is None else find(node)
 
 

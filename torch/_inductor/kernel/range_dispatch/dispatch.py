@@ -14,7 +14,6 @@ from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.subgraph import inline_subgraph_to_ir_nodes
 from torch._inductor.kernel.range_dispatch import compat
-from torch._inductor.kernel.range_dispatch import ir as flat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
@@ -44,6 +43,13 @@ class Branch:
     function: Traceable
     config_patches: Mapping[str, Any]
     known: Known | None = None
+
+
+def flat() -> Any:
+    """The module of the flat node: its base classes are not there yet when this one is imported."""
+    from torch._inductor.kernel.range_dispatch import ir as module
+
+    return module
 
 
 def nested_cond(branches: Sequence[Branch], operand: int, dim: int, taken: int) -> Traceable:
@@ -156,7 +162,7 @@ class Lowering:
         """Lower the trace of ``nested_cond``, which takes ``operands``: IR nodes and integers."""
         prefix = _unused_prefix(self.name)
         names = name_branches(nest, prefix, self.branches)
-        if flat.supported():
+        if flat().supported():
             return self._flat(_leaves(nest, names), names, operands)
         log.debug("%s: this wrapper does not know the flat node, torch.cond is lowered", self.name)
         return _inline_conditional(nest, operands, self.name, self.branches, names)
@@ -176,9 +182,9 @@ class Lowering:
             V.graph.seen_subgraphs[name] = ir.Subgraph(name=name, graph_module=graph)
             end = None if branch is self.branches[-1] else int(branch.range.end)
             patches = dict(branch.config_patches)
-            lowered.append(flat.FlatBranch(end, name, graph, patches, branch.known))
+            lowered.append(flat().FlatBranch(end, name, graph, patches, branch.known))
         fakes = [node.meta["val"] for node in graphs[0].graph.find_nodes(op="placeholder")]
-        results = flat.lower_flat(lowered, operands, fakes, self.size, self.outputs, self.kept)
+        results = flat().lower_flat(lowered, operands, fakes, self.size, self.outputs, self.kept)
         for result in results:
             validate_ir(result)
         return results

@@ -10,11 +10,11 @@ A branch reads the outer buffers by their names and assigns the outputs by their
 from __future__ import annotations
 
 import contextlib
-import copy
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import sympy
 
@@ -35,11 +35,18 @@ from torch._inductor.codegen.wrapper import (
 from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
 from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
-from torch._inductor.utils import convert_symint_to_expr
+from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.utils._ordered_set import OrderedSet
+
+
+log = logging.getLogger(__name__)
+cudagraphs_log = torch._logging.getArtifactLogger(__name__, "cudagraphs")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,38 +66,6 @@ class FlatBranch:
     graph: GraphModule
     config_patches: dict[str, Any] = field(default_factory=dict)
     known: Known | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Inlined:
-    """An operand that is computed in each branch, and is not in memory outside.
-
-    Attributes:
-        loops: How; a copy of what the graph around the branches would have computed.
-        in_memory: Whether it is written to a buffer in the branch, as outside it would have been.
-    """
-
-    loops: ir.Loops
-    in_memory: bool
-
-    def read_buffers(self) -> list[Any]:
-        """The buffers of the graph being lowered that it reads."""
-        names = self.loops.get_read_names()
-        found = [V.graph.get_buffer(name) for name in names if name not in V.graph.constants]
-        return [_unboxed(buffer) for buffer in found]
-
-    def box(self) -> ir.TensorBox:
-        with ir.IRNode.current_origins(self.loops.origins):
-            box = ir.TensorBox.create(copy.copy(self.loops))
-            if self.in_memory:
-                box.realize()
-        return box
-
-
-def _unboxed(buffer: Any) -> Any:
-    while isinstance(buffer, ir.MutableBox):
-        buffer = buffer.data
-    return buffer
 
 
 def supported() -> bool:
@@ -369,6 +344,7 @@ class RangeDispatch(ir.ExternKernel):
         )
         self.name = V.graph.register_buffer(self)
         V.graph.register_operation(self)
+        self._stay_out_of_captures()
 
     def _symbols(self, operands: Iterable[Any]) -> set[sympy.Symbol]:
         """All that the bodies may refer to: a graph partition has to be given them."""
@@ -380,6 +356,25 @@ class RangeDispatch(ir.ExternKernel):
                 operand.get_layout().offset,
             ]
         return set().union(*(sympy.sympify(expr).free_symbols for expr in exprs))
+
+    def _stay_out_of_captures(self) -> None:
+        """Where a branch can't be captured in a CUDA graph, have the node partition the graph.
+
+        Without partitions the whole graph runs without CUDA graphs, as it would with the branch.
+        """
+        if self.get_device().type == "cpu":
+            return
+        hazard = next(filter(None, map(_capture_hazard, self.branches)), None)
+        if hazard is None:
+            return
+        cudagraphs_log.info("%s is not captured: %s", self.name, hazard)
+        # The scheduler asks this node whether an operation is safe; this one never is.
+        self.fx_node = torch.fx.Graph().call_function(torch.ops.aten._local_scalar_dense.default)
+        if not inductor_config.graph_partition:
+            root = V.graph
+            while isinstance(root, SubgraphLowering):
+                root = root.parent
+            root.disable_cudagraphs_reason = root.disable_cudagraphs_reason or hazard
 
     def get_free_symbol_uses(self, unbacked_only: bool = False) -> OrderedSet[sympy.Symbol]:
         used = [ir.get_free_symbols(symbol, unbacked_only) for symbol in self.constant_args]
@@ -416,7 +411,7 @@ class RangeDispatch(ir.ExternKernel):
         bodies = []
         for branch in self.branches:
             branch.output_names = self.output_names()
-            body = self._generate(branch, dying)
+            body = self.generate(branch, lambda b: b.generate(V.graph, dying))
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
@@ -428,18 +423,36 @@ class RangeDispatch(ir.ExternKernel):
         wrapper.imports.splice(profiling.IMPORT)
         wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
 
-    def _generate(self, branch: BranchLowering, dying: OrderedSet[str]) -> BranchWrapper:
+    def generate(self, branch: BranchLowering, write: Callable[[BranchLowering], T]) -> T:
+        """What ``write`` makes of a branch; where its hints get in the way, of it without them."""
         shared = V.graph.wrapper_code.src_to_kernel
         defined = dict(shared)
         try:
-            return branch.generate(V.graph, dying)
-        except HintsDisagree:
-            # Kernels that were defined for what is thrown away.
-            shared.clear()
-            shared.update(defined)
-        again = _lowered(replace(branch.branch, known=None), branch.values)
-        again.output_names = branch.output_names
-        return again.generate(V.graph, dying)
+            return write(branch)
+        except HintsDisagree as reason:
+            log.debug("%s is generated for the hints of the graph: %s", branch.name, reason)
+        # Kernels that were defined for what is thrown away.
+        shared.clear()
+        shared.update(defined)
+        plain = _lowered(replace(branch.branch, known=None), branch.values)
+        plain.output_names = branch.output_names
+        return write(plain)
+
+
+def _capture_hazard(branch: BranchLowering) -> str | None:
+    """Why a branch on an accelerator can't be captured in a CUDA graph."""
+    for operation in branch.operations:
+        device = operation.get_device()
+        name = operation.get_operation_name()
+        if isinstance(operation, RangeDispatch) and getattr(operation, "fx_node", None) is None:
+            continue
+        if isinstance(operation, ir.DeviceCopy) or (device is not None and device.type == "cpu"):
+            return f"{name} of a branch works on the CPU"
+        if getattr(operation, "unbacked_bindings", None):
+            return f"{name} of a branch has a size that depends on data"
+        if is_cudagraph_unsafe_op(operation):
+            return f"{name} of a branch is not safe to capture"
+    return None
 
 
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:

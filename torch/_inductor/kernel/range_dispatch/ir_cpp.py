@@ -38,7 +38,10 @@ def write_dispatch(wrapper: CppWrapperCpu, node: RangeDispatch, dying: OrderedSe
     for name in outputs:
         if name is not None:
             wrapper.writeline(f"RAIIAtenTensorHandle {name};")
-    bodies = [_generate(wrapper, branch, dying, outputs) for branch in node.branches]
+    bodies = [
+        node.generate(branch, lambda b: _generate(wrapper, b, dying, outputs))
+        for branch in node.branches
+    ]
     size = wrapper.codegen_sizevar(node.size)
     wrapper.writeline(CppDispatchLine(wrapper, node.get_name(), size, bodies))
 

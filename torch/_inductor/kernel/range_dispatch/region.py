@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -20,8 +20,8 @@ import sympy
 import torch
 from torch._inductor import ir, lowering
 from torch._inductor.kernel.range_dispatch import compat, config
-from torch._inductor.kernel.range_dispatch import ir as flat
 from torch._inductor.kernel.range_dispatch.call import BoundCall, realize, unrealized
+from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch.fx import Node
@@ -141,11 +141,7 @@ class RegionCall(BoundCall):
         """The consumers, whatever the nodes are called."""
         names = self._places([f"operand_{i}" for i in range(len(self.operands))])
         names[self.region.op_node] = "op"
-        lines = []
-        for number, node in enumerate(self.region.consumers):
-            shown = torch.fx.map_arg((node.args, node.kwargs), lambda n: _Name(names[n]))
-            lines.append(f"{node.target} {shown}")
-            names[node] = f"v{number}"
+        lines = _described(self.region.consumers, names, "v")
         return [*lines, f"return {[names[node] for node in self.region.outputs]}"]
 
     def neighbours(self) -> tuple[str, ...]:
@@ -158,6 +154,119 @@ class RegionCall(BoundCall):
             if node is not None:
                 placed.setdefault(node, value)
         return placed
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallWithProducers(BoundCall):
+    """A call for tuning: with what is computed in the branches of its operands, too.
+
+    When it is lowered, those operands are there as IR. A benchmark has none of that, and starts
+    from what they are computed from.
+
+    Attributes:
+        call: The call itself, maybe with its consumers.
+        producers: What computes its operands, in the order of the graph.
+    """
+
+    call: BoundCall
+    producers: tuple[Node, ...]
+
+    def names(self) -> list[str]:
+        known = dict(zip(self.call.nodes, self.call.names(), strict=True))
+        return [known.get(node) or str(node) for node in self.nodes]
+
+    def fill(self, operands: Sequence[Any]) -> dict[str, Any]:
+        return self.call.fill(self._operands(operands))
+
+    def finish(self, outputs: Sequence[Any], operands: Sequence[Any]) -> Sequence[Any]:
+        return self.call.finish(outputs, self._operands(operands))
+
+    def results(self, outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return self.call.results(outputs)
+
+    @property
+    def has_consumers(self) -> bool:
+        return self.call.has_consumers
+
+    def neighbours(self) -> tuple[str, ...]:
+        return (*(node.name for node in self.producers), *self.call.neighbours())
+
+    def described(self) -> list[str]:
+        names: dict[Node, Any] = {}
+        for number, node in enumerate(self.nodes):
+            if node is not None:
+                names.setdefault(node, f"operand_{number}")
+        lines = _described(self.producers, names, "p")
+        return [*lines, f"call {[names.get(n) for n in self.call.nodes]}", *self.call.described()]
+
+    def _operands(self, values: Sequence[Any]) -> list[Any]:
+        """The operands of the call, of the values of those of this one."""
+        env = {node: value for node, value in zip(self.nodes, values, strict=True) if node}
+        for node in self.producers:
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
+            with set_current_meta(node), set_original_aten_op(node.meta.get("original_aten")):
+                env[node] = node.target(*args, **kwargs)
+        return [env[node] for node in self.call.nodes if node]
+
+
+def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
+    """``call`` as it is to be tuned.
+
+    Args:
+        call: The call, maybe with its consumers.
+        generated: Arguments whose values the user generates: those are operands.
+    """
+    if config.region_nodes <= 0 or any(node is None for node in call.nodes):
+        return call
+    producers: OrderedSet[Node] = OrderedSet()
+    operands: dict[Node, Any] = {}
+
+    def visit(node: Node, given: Any, first: bool) -> None:
+        if node in producers or node in operands:
+            return
+        inside = first or all(user in producers for user in node.users)
+        room = len(producers) < config.region_nodes
+        if inside and room and _inlines(node) and _functional(node) and _is_tensor(node):
+            producers.add(node)
+            for needed in node.all_input_nodes:
+                visit(needed, None, False)
+        else:
+            operands[node] = _stand_in(node) if given is None else given
+
+    for node, name, operand in zip(call.nodes, call.names(), call.operands, strict=True):
+        assert node is not None
+        if name.partition("[")[0] in generated or not _in_no_buffer(node):
+            operands.setdefault(node, operand)
+    for node, operand in zip(call.nodes, call.operands, strict=True):
+        assert node is not None
+        visit(node, operand, True)
+    if not producers:
+        return call
+    place = {node: i for i, node in enumerate(V.graph.graph.nodes)}
+    return CallWithProducers(
+        op=call.op,
+        arguments=call.arguments,
+        supplied=call.supplied,
+        operands=tuple(operands.values()),
+        node=call.node,
+        nodes=tuple(operands),
+        call=call,
+        producers=tuple(sorted(producers, key=place.__getitem__)),
+    )
+
+
+def _described(nodes: Sequence[Node], names: dict[Node, Any], prefix: str) -> list[str]:
+    """A line for each node, with the names of what it takes; it is named as well."""
+    lines = []
+    for number, node in enumerate(nodes):
+        shown = torch.fx.map_arg((node.args, node.kwargs), lambda n: _Name(names[n]))
+        lines.append(f"{node.target} {shown}")
+        names[node] = f"{prefix}{number}"
+    return lines
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 class _Name(str):
@@ -200,14 +309,11 @@ def around(
         for needed in consumer.all_input_nodes
         if needed is not call.node and needed not in region.consumers and needed not in call.nodes
     )
-    for node in region.early:
-        if node not in V.graph.env:
-            V.graph.env[node] = V.graph.run_node(node)
     return RegionCall(
         op=call.op,
         arguments=call.arguments,
         supplied=call.supplied,
-        operands=(*call.operands, *map(operand_for, extras)),
+        operands=(*call.operands, *map(_stand_in, extras)),
         node=call.node,
         nodes=(*call.nodes, *extras),
         region=region,
@@ -216,21 +322,34 @@ def around(
     )
 
 
+def lowered(call: BoundCall) -> BoundCall:
+    """``call`` with operands of the graph being lowered, which consumers need by now."""
+    if not isinstance(call, RegionCall):
+        return call
+    for node in call.region.early:
+        if node not in V.graph.env:
+            V.graph.env[node] = V.graph.run_node(node)
+    extras = [operand_for(node) for node in call.nodes[call.own :] if node is not None]
+    return replace(call, operands=(*call.operands[: call.own], *extras))
+
+
 def operand_for(node: Node) -> Any:
     """The value of ``node`` as an operand: a buffer, a strided view of one, or an integer.
 
-    Where the value will only be computed in a branch, it is a buffer that does not exist.
+    Where the value is not computed in this graph yet, it is a buffer that does not exist.
     """
+    known = V.graph.env.get(node)
+    return realize(known, keep=True) if isinstance(known, ir.TensorBox) else _stand_in(node)
+
+
+def _stand_in(node: Node) -> Any:
     value = node.meta["val"]
     if isinstance(value, (int, torch.SymInt)):
         return _expr(value)
-    known = V.graph.env.get(node)
-    if isinstance(known, ir.TensorBox):
-        return realize(known, keep=True)
     layout = ir.FixedLayout(
         value.device, value.dtype, [*map(_expr, value.shape)], [*map(_expr, value.stride())]
     )
-    return ir.TensorBox.create(ir.InputBuffer(name=f"{node.name}_in_branch", layout=layout))
+    return ir.TensorBox.create(ir.InputBuffer(name=f"{node.name}_elsewhere", layout=layout))
 
 
 def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
@@ -250,7 +369,7 @@ def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
         return operands, kept
     moved = {node, *(call.region.moved if isinstance(call, RegionCall) else ())}
     to_come = set(_following(node))
-    found: dict[Node, flat.Inlined] = {}
+    found: dict[Node, Inlined] = {}
     for place, producer in enumerate(call.nodes):
         if producer is None or not isinstance(operands[place], ir.IRNode):
             continue
@@ -276,14 +395,14 @@ def given(call: BoundCall) -> list[Any]:
 
 def _computed_in_branches(
     producer: Node, outside: Sequence[Node], to_come: Set[Node]
-) -> flat.Inlined | None:
+) -> Inlined | None:
     """The value of ``producer`` as IR for the branches; None where they have to read it."""
     value = V.graph.env.get(producer)
     used = any(user not in to_come or user in V.graph.env for user in outside)
     loops = unrealized(value)
     if loops is not None:
         wanted = any(user.op == "output" or not _inlines(user) for user in outside)
-        return flat.Inlined(loops, in_memory=wanted and not used)
+        return Inlined(loops, in_memory=wanted and not used)
     if used or not (isinstance(value, ir.TensorBox) and isinstance(value.data, ir.StorageBox)):
         return None
     buffer = value.data.data
@@ -293,7 +412,7 @@ def _computed_in_branches(
         and type(buffer.layout) in (ir.FixedLayout, ir.FlexibleLayout)
         and buffer.get_name() not in V.graph.mutated_buffers
     )
-    return flat.Inlined(buffer.data, in_memory=True) if plain else None
+    return Inlined(buffer.data, in_memory=True) if plain else None
 
 
 def _in_no_buffer(node: Node) -> bool:

@@ -17,11 +17,8 @@ from typing import Any
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import counters
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import ir
-from torch._inductor.compile_fx import (
-    _recursive_joint_graph_passes,
-    _recursive_post_grad_passes,
-)
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.post_grad import (
     decompose_auto_functionalized,
@@ -214,7 +211,17 @@ def _recorded(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> 
 
 def _optimized(graph: GraphModule) -> GraphModule:
     """``graph`` after the passes that a compile of it alone would run over it."""
+    # Not there yet when Inductor imports this module.
+    from torch._inductor.compile_fx import (
+        _recursive_joint_graph_passes,
+        _recursive_post_grad_passes,
+    )
+
     compat.drop_full_slices(graph)
+    for level in graph.modules():
+        if isinstance(level, GraphModule):
+            level.graph = fx_graph_cse(level.graph)
+            level.recompile()
     graph = _recursive_joint_graph_passes(graph)
     _recursive_post_grad_passes(graph, V.graph.is_inference)
     return graph
@@ -226,6 +233,8 @@ def _lowerable(graph: GraphModule) -> None:
     A Triton kernel, or a custom op that mutates, was made functional while tracing. In place of
     that come the kernel or the op itself, and clones of what may not be overwritten.
     """
+    # Not there yet when Inductor imports this module.
+
     compat.drop_full_slices(graph)
     for level in graph.modules():
         if isinstance(level, GraphModule):
