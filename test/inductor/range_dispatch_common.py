@@ -64,6 +64,10 @@ class RangeDispatchTestCase(TestCase):
         self.assertEqual(compiled(*args), eager(*args), exact_stride=True)
 
 
+# When an op is collected as garbage, PyTorch takes the op that has its name by then out of torch.ops.
+_defined: list[Any] = []
+
+
 def define_op(
     name: str,
     function: Callable[..., Any],
@@ -75,6 +79,7 @@ def define_op(
         f"range_dispatch_test::{name}", function, mutates_args=(), **options
     )
     op.register_fake(fake or function)
+    _defined.append(op)
     return op
 
 

@@ -375,6 +375,12 @@ class TunedOnceTest(RangeDispatchTestCase):
         transposed = self.measured(by_sum, call=lambda x: self.op(x.t().contiguous().t()))
         self.assertEqual(len(transposed), 2)
         self.assertEqual(len(self.measured(by_sum, check=False)), 2)
+        five = lambda x: self.op(x[:, :1].expand(-1, 5).contiguous())  # noqa: E731
+        seven = lambda x: self.op(x[:, :1].expand(-1, 7).contiguous())  # noqa: E731
+        columns = [self.measured(by_sum, call=call) for call in (five, seven, five)]
+        self.assertEqual(list(map(len, columns)), [2, 2, 0])
+        deeper = self.measured(by_sum, call=lambda x: self.op(x.unsqueeze(-1)))
+        self.assertEqual(len(deeper), 2)
         with inductor_config.patch(max_autotune=not inductor_config.max_autotune):
             self.assertEqual(len(self.measured(by_sum)), 2)
 

@@ -171,6 +171,7 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
                         "spread": 0.0005,
                         "error": None,
                         "everywhere": False,
+                        "method": "",
                     },
                     {
                         "candidate": "two",
@@ -178,6 +179,7 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
                         "spread": 0.0,
                         "error": "no memory",
                         "everywhere": False,
+                        "method": "",
                     },
                     {
                         "candidate": "op itself",
@@ -185,6 +187,7 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
                         "spread": 0.0,
                         "error": None,
                         "everywhere": False,
+                        "method": "",
                     },
                 ],
                 "probes": [],

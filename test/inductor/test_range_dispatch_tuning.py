@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import time
 import unittest
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -101,6 +102,14 @@ def lucky(x):
     return torch.ops.range_dispatch_tuning.lucky(x)
 
 
+def greedy(x):
+    return torch.ops.range_dispatch_tuning.takes_all_memory(x)
+
+
+def holding(x):
+    return torch.ops.range_dispatch_tuning.holds(x)
+
+
 def aborting(x):
     return torch.ops.range_dispatch_tuning.aborts(x)
 
@@ -147,6 +156,21 @@ def _waits(x: torch.Tensor) -> torch.Tensor:
     return x * int(x.new_full((), 2.0).item())
 
 
+def _takes_all_memory(x: torch.Tensor) -> torch.Tensor:
+    if len(x) > WRONG_FROM:
+        torch.empty(1 << 55, dtype=torch.uint8, device=x.device)
+    return x + x
+
+
+held: list[weakref.ref] = []
+
+
+def _holds(x: torch.Tensor) -> torch.Tensor:
+    buffer = torch.empty(1000)
+    held.append(weakref.ref(buffer))
+    raise ValueError("after it allocated")
+
+
 def _aborts(x: torch.Tensor) -> torch.Tensor:
     if len(x) > WRONG_FROM:
         os.abort()
@@ -165,7 +189,18 @@ def _hangs(x: torch.Tensor) -> torch.Tensor:
 
 _ops = [
     fallible(function.__name__.removeprefix("_"), function)
-    for function in (_raises, _sleeps, _leaves_one, _lucky, _waits, _aborts, _exits, _hangs)
+    for function in (
+        _raises,
+        _sleeps,
+        _leaves_one,
+        _lucky,
+        _waits,
+        _takes_all_memory,
+        _holds,
+        _aborts,
+        _exits,
+        _hangs,
+    )
 ]
 
 
@@ -180,9 +215,11 @@ class TuningTestCase(RangeDispatchTestCase):
         register_custom_op_autotuning(
             self.op,
             configs=[f if isinstance(f, CustomOpConfig) else CustomOpConfig(f) for f in functions],
-            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": top},
-            split_points=list(split_points),
-            **options,
+            **{
+                "dispatch_on": {"tensor_name": "x", "dim": 0, "range_upper_bound": top},
+                "split_points": list(split_points) or None,
+                **options,
+            },
         )
         compiled = torch.compile(lambda x: self.op(x), dynamic=True, fullgraph=True)
         for size in (n, 5, 20):
@@ -398,6 +435,28 @@ class FaultsTest(TuningTestCase):
         self.assertEqual(plan.rejected, ())
         self.assertIn("failed", str(plan))
 
+    @parametrize("device", DEVICES)
+    def test_out_of_memory(self, device):
+        plan = self.tune(greedy, right, device=device)
+        first, second = self.errors(plan)["greedy"]
+        self.assertEqual(first, "")
+        self.assertRegex(second, "fails at size 8: .*allocate")
+        self.assertEqual(self.errors(plan)["right"], ["", ""])
+
+    def test_what_a_failed_candidate_held_is_freed(self):
+        kept = []
+        real = row.Row.measure
+
+        def noting(self, *args):
+            found = real(self, *args)
+            kept.extend(reference() is not None for reference in held)
+            return found
+
+        with mock.patch.object(row.Row, "measure", noting):
+            plan = self.tune(holding, right)
+        self.assertTrue(all(self.errors(plan)["holding"]))
+        self.assertEqual(kept, [False] * 3)  # one at the first probe, two at the second
+
     def test_the_time_limit(self):
         with config.patch(time_limit_s=SLOW_S / 2):
             plan = self.tune(slow, right)
@@ -418,14 +477,16 @@ class FaultsTest(TuningTestCase):
             self.assertRegex(error, "does not compile: RuntimeError: no such instruction")
         self.assertEqual(self.errors(plan)["reordered"], ["", ""])
 
-    def test_clearly_slower_is_timed_in_two_rounds(self):
+    def test_the_slower_the_fewer_rounds(self):
         calls = {}
         real = row.make_timer
 
         def counting(run, device, cudagraphs, captured):
             label = f"timer {len(calls)}"
             calls[label] = 0
-            times = iter([[1.0, 1.0, 1.0, 1.0], [50.0, 1.0, 1.0, 1.0], [4.0, 4.0]][len(calls) - 1])
+            times = iter(
+                [[1.0] * 5, [50.0, 1.0, 1.3, 1.3, 1.3], [4.0] * 2, [1.7] * 3][len(calls) - 1]
+            )
             real(run, device, cudagraphs)
 
             def time():
@@ -435,14 +496,14 @@ class FaultsTest(TuningTestCase):
             return timing.Timer("faked", time)
 
         register_custom_op_autotuning(
-            self.op, configs=[CustomOpConfig(right), CustomOpConfig(reordered)]
+            self.op, configs=[CustomOpConfig(f) for f in (right, reordered, lambda x: x * 2)]
         )
         with (
             mock.patch.object(row, "make_timer", counting),
-            config.patch(tuning_rounds=4, early_stop=3.0),
+            config.patch(tuning_rounds=5, early_stop=2.0),
         ):
             torch.compile(lambda x: self.op(x))(torch.randn(8, 6))
-        self.assertEqual(list(calls.values()), [4, 4, 2])
+        self.assertEqual(list(calls.values()), [5, 5, 2, 3])
 
 
 class SubprocessTest(TuningTestCase):
@@ -734,6 +795,48 @@ class ProbesTest(TuningTestCase):
 
 
 class TimingTest(TuningTestCase):
+    def test_candidates_take_turns_on_the_same_inputs(self):
+        runs, turns = [], []
+        real = benchmark_module.BenchmarkModule.__call__
+
+        def running(module, point, operands):
+            runs.append((point.size, id(operands[0])))
+            return real(module, point, operands)
+
+        def timing_each(run, device, cudagraphs, captured):
+            module = id(run.func)
+
+            def time():
+                turns.append(module)
+                run()
+                return 1.0
+
+            return timing.Timer("faked", time)
+
+        with (
+            mock.patch.object(benchmark_module.BenchmarkModule, "__call__", running),
+            mock.patch.object(row, "make_timer", timing_each),
+            config.patch(tuning_rounds=3),
+        ):
+            self.tune(right, reordered, split_points=(), dispatch_on=None)
+        self.assertEqual(len(set(turns)), 3)
+        self.assertEqual(turns, turns[:3] * 3)
+        self.assertEqual(len(runs), 3 + 9)
+        self.assertEqual(len(set(runs)), 1)
+
+    def test_summaries(self):
+        on_cpu = row._cpu_summary("a", [3.0, 2.0, 9.0, 2.5], "clock")
+        self.assertEqual(on_cpu, Measurement("a", 2.0, 0.5, method="clock"))
+        on_gpu = row._gpu_summary("a", [3.0, 2.0, 9.0, 4.0, 5.0], "events")
+        self.assertEqual(on_gpu, Measurement("a", 4.0, 1.0, method="events"))
+        for summary in (row._cpu_summary, row._gpu_summary):
+            self.assertEqual(summary("a", [3.0], "x"), Measurement("a", 3.0, method="x"))
+
+    def test_a_cpu_timing_is_the_median_of_its_calls(self):
+        durations = iter([0.03, 0.001, 0.002])
+        timer = timing._cpu_timer(lambda: time.sleep(next(durations)), 1.0)
+        self.assertLess(timer(), 20.0)
+
     def test_at_least_three_timed_calls_whatever_the_budget(self):
         ran = []
         with config.patch(tuning_budget_ms=0.0):

@@ -78,7 +78,7 @@ Exit status: 0 where all went well, 1 where it did not, 2 where the command is n
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parser_of_commands() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m torch_range_dispatch",
         description="Range dispatch for custom ops in PyTorch Inductor.",
@@ -89,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in COMMANDS:
         add(parsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = parser_of_commands()
     given, program = _split(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(given)
     if program:

@@ -16,7 +16,11 @@ which an op meets them:
 - ``fingerprint``   what makes Inductor's compile caches tell registrations apart
 - ``dispatch``      the nested ``torch.cond`` for the merged ranges, and its inlining
 - ``ir``            the flat n-ary dispatch node and its code generation
-- ``report``        what was tuned, for people and for tools
+- ``plan``          what was measured and decided: text and JSON; ``page``, ``chart``: to look at
+- ``report``        the plans of a process; ``source``: where they belong, ``saved``: those on disk
+- ``progress``      how far a tuning has come; ``logs``: where plans are sent
+- ``profiling``     a profile names the branch that ran
+- ``archive``       records moved between folders, for the command line
 - ``config``        the knobs
 - ``stock``         names of stock's module that code may import, and nothing here uses
 - ``compat``        the differences between supported PyTorch releases

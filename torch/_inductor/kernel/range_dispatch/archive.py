@@ -62,7 +62,7 @@ def copy(
             merged = _existing(file)
             for digest, entry in taken.items():
                 merged["entries"][digest] = _merged(merged["entries"].get(digest), entry)
-            merged["_metadata"] = content["_metadata"]
+            merged["_metadata"] = _about(content, merged)
             records._replace(file, _text(merged))
             _make_readable(file)
         _forget_lock(file)
@@ -112,6 +112,13 @@ def _merged(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, 
     for probe, row in new.get("probes", {}).items():
         probes.setdefault(probe, {}).update(row)
     return {**new, "probes": probes}
+
+
+def _about(new: Content, old: Content) -> dict[str, Any]:
+    """``new``'s metadata; how often a file was retuned is a matter of that file alone."""
+    about = {k: v for k, v in new["_metadata"].items() if k != "retuned"}
+    retuned = old.get("_metadata", {}).get("retuned")
+    return about if retuned is None else {**about, "retuned": retuned}
 
 
 def _times(entry: Mapping[str, Any]) -> int:

@@ -36,7 +36,7 @@ noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 
 # A candidate that took more than this many times the fastest one's time in two rounds is clearly
 # out, and is not timed in the others. With every further round the distance from 1 halves.
-early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "3"))
+early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "2"))
 
 # Seconds that one call of a candidate may take at a probe, kernels compiled; one that takes longer
 # is out for that range. It is not interrupted: a kernel that hangs, hangs. In a subprocess it is

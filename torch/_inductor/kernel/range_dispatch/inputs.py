@@ -229,10 +229,11 @@ def _from_user(
     """
     with FakeTensorMode():
         fake = torch.empty_strided(size, stride, dtype=dtype, device=device)
-    result = generator(fake)
-    if isinstance(result, FakeTensor):
-        result = generator(torch.empty_strided(size, stride, dtype=dtype, device=device))
     where = f"{call.op}: input_gen_fns[{name.partition('[')[0]!r}]"
+    result = _ask(where, generator, fake)
+    if isinstance(result, FakeTensor):
+        real = torch.empty_strided(size, stride, dtype=dtype, device=device)
+        result = _ask(where, generator, real)
     if not isinstance(result, torch.Tensor):
         raise ValueError(f"{where} must return a tensor, got {result!r}")
     wanted = (tuple(size), dtype, device)
@@ -245,6 +246,18 @@ def _from_user(
     if result.stride() != tuple(stride):
         result = _with_strides(result, size, stride)
     return result
+
+
+def _ask(where: str, generator: InputGenerator, example: torch.Tensor) -> Any:
+    try:
+        return generator(example)
+    except (RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{where} failed for a tensor of shape {tuple(example.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _with_strides(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:

@@ -356,6 +356,7 @@ def _row_to_list(row: Iterable[Measurement]) -> list[dict[str, Any]]:
             "spread": m.spread,
             "error": m.error,
             "everywhere": m.everywhere,
+            "method": m.method,
         }
         for m in row
     ]
@@ -369,6 +370,7 @@ def _row_from_list(row: Iterable[Mapping[str, Any]]) -> tuple[Measurement, ...]:
             float(m["spread"]),
             m["error"],
             bool(m["everywhere"]),
+            str(m["method"]),
         )
         for m in row
     )

@@ -7,6 +7,7 @@ terminal.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ from torch._inductor.kernel.range_dispatch.choosing import Measurement, RangeRes
 from torch._inductor.kernel.range_dispatch.plan import MEASURED, Plan, RECORDED, times_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
 
+
+log = logging.getLogger(__name__)
 
 _local = threading.local()
 
@@ -116,11 +119,29 @@ def finish(plan: Plan) -> Plan:
         return replace(plan, origin=None)
     tuning = running.pop()
     tuning.close()
+    _hint_at_slow_inputs(tuning)
     return replace(
         plan,
         origin=MEASURED if tuning.measured else RECORDED if tuning.done else None,
         costs=tuple((name, seconds) for name, seconds in tuning.seconds.items() if name),
     )
+
+
+# Seconds that making benchmark inputs may take without a word.
+_INPUT_SECONDS = 1.0
+
+
+def _hint_at_slow_inputs(tuning: Tuning) -> None:
+    seconds = tuning.seconds.get("inputs", 0.0)
+    measuring = tuning.seconds.get("measure", 0.0)
+    if seconds > max(_INPUT_SECONDS, measuring):
+        log.warning(
+            "%s: making benchmark inputs took %.1f s, and measuring on them %.1f s; input_gen_fns "
+            "are called once for each probe, and should be quick",
+            tuning.op,
+            seconds,
+            measuring,
+        )
 
 
 def say(text: str) -> None:

@@ -7,6 +7,9 @@ into the named folder, and nothing out of it. There is one file for an op and a 
 entry holds all measurements for one signature of the call, by probe and candidate, so that a
 candidate or a probe that is new is all that has to be measured.
 
+A candidate that can't be traced is not on record: the op's fake kernel, what is imported and the
+graph around the call decide that as well, and to find it out again takes milliseconds.
+
 A file is JSON and nothing else: nothing in it is executed. One that is not ours, or that a newer
 version wrote, is left alone.
 """

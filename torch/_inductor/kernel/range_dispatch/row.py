@@ -219,7 +219,7 @@ class _Measuring:
 def _out_from(rounds: int) -> float:
     """How many times the fastest one's time is clearly out, after so many rounds.
 
-    The distance to 1 halves with every round after the second: 3, 2, 1.5, 1.25.
+    The distance to 1 halves with every round after the second: 2, 1.5, 1.25.
     """
     return 1 + (config.early_stop - 1) / 2 ** (rounds - 2)
 

@@ -112,7 +112,6 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     op = bench.call.op
     _ensure_compiled(bench, contenders, point)
     log.info("%s: measuring %d candidates at size %d", op, len(contenders), point.size)
-    progress.phase("measure", f"at {point.size}")
     able = [c for c in contenders if c.broken is None and c.module_at(point) is not None]
     make_row = functools.partial(_row, bench, able, point)
     try:
@@ -145,10 +144,12 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
 
 
 def _row(bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
+    progress.phase("inputs", f"at {point.size}")
     try:
         inputs = make_inputs(bench.call, point, bench.generators)
     except (RuntimeError, MemoryError) as error:
         raise _NoInputs(f"could not be made: {described(error)}") from error
+    progress.phase("measure", f"at {point.size}")
     check = Check(bench.call, inputs, bench.tolerances)
     entrants = [_entrant(contender, bench.call, inputs, point) for contender in contenders]
     return Row(bench.device, bench.cudagraphs, point, entrants, inputs, check)

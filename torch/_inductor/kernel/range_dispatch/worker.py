@@ -51,6 +51,10 @@ class NotMeasured(Exception):
     """The worker can't measure the row, and no candidate is to blame; the message says why."""
 
 
+class _NeverStarted(NotMeasured):
+    """The worker ended before it did anything, and another one would."""
+
+
 @dataclass(frozen=True)
 class _Ended:
     """The worker ended, or had to be ended, while it ran the entrant at ``place``."""
@@ -153,7 +157,7 @@ class _Worker:
     def _ended(self, at: int | None, why: str, everywhere: bool) -> _Ended:
         self.end()
         if at is None:
-            raise NotMeasured(
+            raise _NeverStarted(
                 f"before a candidate ran, {why}. On a GPU the main module is imported there; "
                 "compiling must be inside of `if __name__ == '__main__'`"
             )
@@ -223,6 +227,7 @@ def _no_core_dump() -> None:
 # A new interpreter.
 
 _serving: list[_Worker] = []
+_never_started: list[_NeverStarted] = []
 _lock = threading.Lock()
 
 
@@ -249,6 +254,8 @@ def _to_send(entrant: Entrant) -> Entrant:
 
 def _spawned(path: Path, places: Sequence[int]) -> Outcome:
     with _lock:
+        if _never_started:
+            raise _never_started[0]
         if not _serving or not _serving[0].process.is_alive():
             _serving[:] = [_Worker("spawn", _serve)]
         worker = _serving[0]
@@ -258,6 +265,9 @@ def _spawned(path: Path, places: Sequence[int]) -> Outcome:
             outcome = worker.outcome()
             keeps = isinstance(outcome, dict)
             return outcome
+        except _NeverStarted as error:
+            _never_started.append(error)
+            raise
         except OSError as error:
             raise NotMeasured(f"it has ended: {described(error)}") from error
         finally:
