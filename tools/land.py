@@ -186,8 +186,10 @@ def check_release(tree: Tree) -> None:
 
 def patch_files(with_tests: bool) -> Iterator[tuple[str, Path]]:
     """The files to land, by their path in the tree; the replaced one comes last."""
-    for file in sorted((ROOT / KERNEL / "range_dispatch").rglob("*.py")):
-        yield file.relative_to(ROOT).as_posix(), file
+    for file in sorted((ROOT / KERNEL / "range_dispatch").rglob("*")):
+        inside = file.relative_to(ROOT)
+        if file.is_file() and not any(p == "__pycache__" or p[0] == "." for p in inside.parts):
+            yield inside.as_posix(), file
     if with_tests:
         for file in sorted((ROOT / TESTS).glob("*range_dispatch*.py")):
             if file.name not in NOT_LANDED:

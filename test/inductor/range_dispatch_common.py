@@ -64,7 +64,7 @@ class RangeDispatchTestCase(TestCase):
         self.assertEqual(compiled(*args), eager(*args), exact_stride=True)
 
 
-# When an op is collected as garbage, PyTorch takes the op that has its name by then out of torch.ops.
+# When an op is collected as garbage, PyTorch takes the op of its name by then out of torch.ops.
 _defined: list[Any] = []
 
 

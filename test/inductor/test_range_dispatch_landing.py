@@ -151,8 +151,8 @@ class LandingTest(LandingTestCase):
         named = sorted(line.split()[-1] for line in out.splitlines())
         self.assertIn(f"would replace {CUSTOM_OP}\n", out)
         self.run_land(site)
-        added = set(snapshot(site)) - set(before)
-        landed = sorted(p for p in added if p.endswith(".py") and not p.startswith(STATE))
+        after = snapshot(site)
+        landed = [p for p in after if p not in before and after[p][1] and not p.startswith(STATE)]
         self.assertEqual(named, sorted([*landed, CUSTOM_OP]))
 
         during = snapshot(site)
