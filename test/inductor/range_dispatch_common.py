@@ -64,7 +64,7 @@ class RangeDispatchTestCase(TestCase):
         self.assertEqual(compiled(*args), eager(*args), exact_stride=True)
 
 
-# When an op is collected as garbage, PyTorch takes the op that has its name by then out of torch.ops.
+# Once an op is collected as garbage, PyTorch forgets the op that has its name by then.
 _defined: list[Any] = []
 
 
