@@ -61,6 +61,7 @@ NOT_LANDED = {
     "test_range_dispatch_docs.py",
     "test_range_dispatch_examples.py",
     "test_range_dispatch_landing.py",
+    "test_range_dispatch_newuser.py",
     "test_range_dispatch_overlay.py",
 }
 

@@ -33,6 +33,7 @@ from range_dispatch_common import (
 
 import torch
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import (
     custom_op_autotuning,
     CustomOpConfig,
@@ -901,7 +902,7 @@ class TimingTest(TuningTestCase):
 
     def test_all_kernels_are_under_way_before_the_first_is_waited_for(self):
         events = []
-        generate, wait = benchmark_module.GraphLowering.compile_to_module, AsyncCompile.wait
+        generate, wait = GraphLowering.compile_to_module, AsyncCompile.wait
 
         def generating(graph):
             events.append("generated")
@@ -912,7 +913,7 @@ class TimingTest(TuningTestCase):
             return wait(self, scope)
 
         with (
-            mock.patch.object(benchmark_module.GraphLowering, "compile_to_module", generating),
+            mock.patch.object(GraphLowering, "compile_to_module", generating),
             mock.patch.object(AsyncCompile, "wait", waiting),
         ):
             self.tune(lambda x: x * 1.25 + x * 0.75, lambda x: x * 1.125 + x * 0.875)

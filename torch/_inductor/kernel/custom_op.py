@@ -454,7 +454,8 @@ def _range_based_lowering_fn(
     for each in everything:
         report.record(each.plan)
     region_call = joint if joint is not None and together else tuned.contest.call
-    return _dispatch(everything, region_call, chosen)
+    with compat.lowered_normally(each.contest.call.op for each in everything):
+        return _dispatch(everything, region_call, chosen)
 
 
 @dataclass(frozen=True)
@@ -491,7 +492,8 @@ def _tune_node(node: Node) -> _Tuned | None:
     try:
         call = bind(registration.op, args, kwargs, keep=True, node=node)
         candidates = _candidates(registration, call)
-        return _tune_ranges(registration, call, candidates) if candidates else None
+        with compat.lowered_normally([registration.op]):
+            return _tune_ranges(registration, call, candidates) if candidates else None
     except Unsupported as reason:
         log.info("%s: dispatched by itself: %s", registration.op, reason)
         return None

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
@@ -82,6 +82,21 @@ def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
         return normal(*args, **kwargs) if result is None else result
 
     lowering.lowerings[op] = guarded
+
+
+@contextlib.contextmanager
+def lowered_normally(ops: Iterable[OpOverload]) -> Iterator[None]:
+    """Have ``ops`` lowered normally inside, as the op is whose lowering runs."""
+    if hasattr(lowering, "user_lowerings"):
+        active = V.active_user_lowering_ops
+    else:
+        active = _active.__dict__.setdefault("ops", set())
+    added = {op for op in ops if op not in active}
+    active.update(added)
+    try:
+        yield
+    finally:
+        active.difference_update(added)
 
 
 def has_lowering(op: OpOverload) -> bool:
