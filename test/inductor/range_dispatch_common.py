@@ -64,11 +64,7 @@ class RangeDispatchTestCase(TestCase):
         self.assertEqual(compiled(*args), eager(*args), exact_stride=True)
 
 
-<<<<<<< HEAD
-# When an op is collected as garbage, PyTorch takes the op of its name by then out of torch.ops.
-=======
 # Once an op is collected as garbage, PyTorch forgets the op that has its name by then.
->>>>>>> main
 _defined: list[Any] = []
 
 
