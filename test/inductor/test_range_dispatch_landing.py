@@ -607,7 +607,11 @@ class InstalledTest(LandingTestCase):
             for name, value in os.environ.items()
             if not name.startswith("TORCH_RANGE_DISPATCH")
         }
-        environ |= {"PYTHONPATH": str(site), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+        environ |= {
+            "PYTHONPATH": str(site),
+            "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "cache"),  # nothing is tuned on a hit
+        }
         script = self.folder / "use.py"
         script.write_text(textwrap.dedent(USE))
         done = subprocess.run(

@@ -296,7 +296,7 @@ DIFFERENCES = (
     Difference(
         "_inductor.lowering:user_lowerings",
         "2.12",
-        ("install_lowering", "remove_lowering", "has_lowering"),
+        ("install_lowering", "remove_lowering", "has_lowering", "lowered_normally"),
     ),
     Difference(
         "fx.experimental.symbolic_shapes:ShapeEnv.error_on_new_guards",
