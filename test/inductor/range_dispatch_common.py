@@ -5,6 +5,8 @@ import contextlib
 import functools
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,28 @@ def force_winners(choice: Mapping[int, str] | Callable[[int], str]) -> Iterator[
         yield probes
 
 
+_PLAIN_PACKAGE = """
+import sys, tempfile, torch, torch._inductor
+class Plain(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+x = torch.randn(4, 4, device=sys.argv[1])
+with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    program = torch.export.export(Plain(), (x,))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=folder + "/plain.pt2")
+    torch._inductor.aoti_load_package(path)(x)
+"""
+
+
+@functools.cache
+def packages_load(device: str) -> bool:
+    """Whether this machine loads a package without any custom op: some crash, with a GPU."""
+    if device == "cpu":
+        return True
+    done = subprocess.run([sys.executable, "-c", _PLAIN_PACKAGE, device], capture_output=True)
+    return done.returncode == 0
+
+
 def final_code(compiled: Callable[..., Any], *args: Any) -> str:
     """The generated code of the user's graph (the last one; benchmark modules come before)."""
     _, codes = run_and_get_code(compiled, *args)
@@ -139,6 +163,7 @@ __all__ = [
     "HAS_GPU",
     "inductor_config",
     "OP_LABEL",
+    "packages_load",
     "predicates",
     "RangeDispatchTestCase",
     "report",

@@ -369,7 +369,7 @@ class RangeDispatch(ir.ExternKernel):
             return
         cudagraphs_log.info("%s is not captured: %s", self.name, hazard)
         # The scheduler asks this node whether an operation is safe; this one never is.
-        self.fx_node = torch.fx.Graph().call_function(torch.ops.aten._local_scalar_dense.default)
+        self.fx_node = torch.fx.Graph().call_function(torch.ops.aten._local_scalar_dense)
         if not inductor_config.graph_partition:
             root = V.graph
             while isinstance(root, SubgraphLowering):

@@ -226,7 +226,8 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
             return
         inside = first or all(user in producers for user in node.users)
         room = len(producers) < config.region_nodes
-        if inside and room and _inlines(node) and _functional(node) and _is_tensor(node):
+        computed = _inlines(node) and node.target is not operator.getitem
+        if inside and room and computed and _functional(node) and _is_tensor(node):
             producers.add(node)
             for needed in node.all_input_nodes:
                 visit(needed, None, False)
