@@ -65,6 +65,19 @@ def row(**times):
     return tuple(found)
 
 
+@contextlib.contextmanager
+def modules(**replaced):
+    """Other modules by these names, None for none; what is imported meanwhile stays imported."""
+    before = {name: sys.modules[name] for name in replaced if name in sys.modules}
+    sys.modules.update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 def make_plan(**changes):
     """Four ranges, of which the middle two are merged; one candidate fails in the first."""
     results = (
@@ -371,7 +384,7 @@ class PageTest(TestCase):
 class PlotTest(TestCase):
     def test_says_how_to_install_it(self):
         with (
-            mock.patch.dict(sys.modules, {"matplotlib": None, "matplotlib.pyplot": None}),
+            modules(**{"matplotlib": None, "matplotlib.pyplot": None}),
             self.assertRaisesRegex(ImportError, r"pip install matplotlib\. to_html\(\)"),
         ):
             make_plan().plot()
@@ -654,7 +667,7 @@ class ProgressTest(OpTestCase):
     def run_on(self, stream, tqdm):
         hidden = {} if tqdm else {"tqdm": None}
         self.enterContext(config.patch(use_records=True))
-        with mock.patch.object(sys, "stderr", stream), mock.patch.dict(sys.modules, hidden):
+        with mock.patch.object(sys, "stderr", stream), modules(**hidden):
             self.register()
             self.compile()
         return stream.getvalue()
@@ -686,7 +699,7 @@ class ProgressTest(OpTestCase):
             self.register()
             with (
                 mock.patch.object(sys, "stderr", stream),
-                mock.patch.dict(sys.modules, {"tqdm": None}),
+                modules(tqdm=None),
                 config.patch(use_records=True),
             ):
                 records.forget()
@@ -705,6 +718,32 @@ class ProgressTest(OpTestCase):
         self.assertIn("<svg", Path(page[1]).read_text())
         self.assertEqual(report.plans()[0].origin, "measured")
         self.assertEqual([kind for kind, _ in report.plans()[0].costs], ["measure"])
+
+    def test_one_line_with_tqdm(self):
+        shown = []
+
+        class Bar:
+            def __init__(bar, total, initial, desc, file, leave, bar_format):
+                bar.n = initial
+                shown.append((desc, initial, total, leave))
+
+            def set_postfix_str(bar, text):
+                shown.append((bar.n, text))
+
+            def close(bar):
+                shown.append("closed")
+
+        bench = unittest.TestCase()  # any object that can be told apart
+        with (
+            modules(tqdm=mock.Mock(tqdm=Bar)),
+            config.patch(progress=True),
+        ):
+            progress.start(bench, "a::b", 2, 1)
+            progress.phase("compile", "one")
+            progress.row(8, row(one=3.0, op=2.0), 2)
+            progress.finish(make_plan(op="a::b"))
+        best = "best at 8: op itself 2.0 us"
+        self.assertEqual(shown, [("a::b", 0, 2, False), (0, "compile one"), (2, best), "closed"])
 
     def test_a_tuning_that_failed_leaves_nothing(self):
         class Bench:

@@ -206,7 +206,7 @@ class _Bar:
             desc=tuning.op,
             leave=False,
             file=sys.stderr,
-            bar_format="{desc}: {n_fmt}/{total_fmt} times [{elapsed}] {postfix}",
+            bar_format="{desc}: {n_fmt}/{total_fmt} times [{elapsed}]{postfix}",
         )
 
     def restart(self, tuning: Tuning) -> None:
