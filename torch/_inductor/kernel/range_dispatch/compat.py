@@ -18,7 +18,9 @@ from typing import Any, TYPE_CHECKING
 
 from torch._inductor import config as inductor_config
 from torch._inductor import lowering
+from torch._inductor.codegen.cpp import CppKernel
 from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
+from torch._inductor.sizevars import SizeVarAllocator
 from torch._inductor.virtualized import V
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
@@ -84,13 +86,21 @@ def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
     lowering.lowerings[op] = guarded
 
 
+def _being_lowered() -> Any:
+    if hasattr(lowering, "user_lowerings"):
+        return V.active_user_lowering_ops
+    return _active.__dict__.setdefault("ops", set())
+
+
+def being_lowered() -> frozenset[OpOverload]:
+    """The ops whose lowering runs: further calls of them are lowered normally."""
+    return frozenset(_being_lowered())
+
+
 @contextlib.contextmanager
 def lowered_normally(ops: Iterable[OpOverload]) -> Iterator[None]:
     """Have ``ops`` lowered normally inside, as the op is whose lowering runs."""
-    if hasattr(lowering, "user_lowerings"):
-        active = V.active_user_lowering_ops
-    else:
-        active = _active.__dict__.setdefault("ops", set())
+    active = _being_lowered()
     added = {op for op in ops if op not in active}
     active.update(added)
     try:
@@ -209,6 +219,37 @@ def subgraphs_of(operation: Any) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------
+# 2.11 decides by a hint whether a sum on the CPU is added up in a more exact and slower way, and
+# guards on that. Later releases ask a question that a branch answers without a guard.
+
+
+@contextlib.contextmanager
+def sums_without_guards(refused: type[Exception]) -> Iterator[None]:
+    """Inside, a sum that would need a guard is the exact one.
+
+    Args:
+        refused: What the sizes of the graph raise in place of adding a guard.
+    """
+    if hasattr(SizeVarAllocator, "guarding_hint_or_throw"):
+        yield
+        return
+    decide = CppKernel.need_use_acc_helper
+
+    def decided(self: CppKernel, *args: Any, **kwargs: Any) -> bool:
+        try:
+            with getattr(V.graph.sizevars, "no_guards", contextlib.nullcontext)():
+                return bool(decide(self, *args, **kwargs))
+        except refused:
+            return True
+
+    CppKernel.need_use_acc_helper = decided
+    try:
+        yield
+    finally:
+        CppKernel.need_use_acc_helper = decide
+
+
+# ---------------------------------------------------------------------------------------------
 # 2.11 graphs know nothing of streams: everything is on one.
 
 
@@ -296,7 +337,13 @@ DIFFERENCES = (
     Difference(
         "_inductor.lowering:user_lowerings",
         "2.12",
-        ("install_lowering", "remove_lowering", "has_lowering", "lowered_normally"),
+        (
+            "install_lowering",
+            "remove_lowering",
+            "has_lowering",
+            "being_lowered",
+            "lowered_normally",
+        ),
     ),
     Difference(
         "fx.experimental.symbolic_shapes:ShapeEnv.error_on_new_guards",
@@ -314,6 +361,11 @@ DIFFERENCES = (
     ),
     Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
     Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("stream_of",)),
+    Difference(
+        "_inductor.sizevars:SizeVarAllocator.guarding_hint_or_throw",
+        "2.12",
+        ("sums_without_guards",),
+    ),
     Difference(
         "_inductor.codegen.cpp_wrapper_cpu:CppWrapperCpu.codegen_switch", "2.14", ("block_state",)
     ),

@@ -124,6 +124,8 @@ class BranchLowering(SubgraphLowering):
         self.values = values
         self.operands = iter(values.operands)
         self.inlined: dict[Inlined, ir.TensorBox] = {}
+        # It may be lowered again when it is generated: nothing is being lowered then.
+        self.being_lowered = compat.being_lowered()
         super().__init__(
             parent,
             gm=branch.graph,
@@ -236,7 +238,10 @@ class _Values:
 def _lower_branch(branch: FlatBranch, values: _Values) -> BranchLowering:
     try:
         graph = _lowered(branch, values)
-    except HintsDisagree:
+    except Exception as reason:
+        if branch.known is None:
+            raise
+        log.debug("%s is lowered for the hints of the graph: %s", branch.name, reason)
         graph = _lowered(replace(branch, known=None), values)
     parent = graph.parent
     for device in graph.device_types:
@@ -427,14 +432,18 @@ class RangeDispatch(ir.ExternKernel):
         """What ``write`` makes of a branch; where its hints get in the way, of it without them."""
         shared = V.graph.wrapper_code.src_to_kernel
         defined = dict(shared)
-        try:
+        if branch.branch.known is None:
             return write(branch)
-        except HintsDisagree as reason:
+        try:
+            with compat.sums_without_guards(HintsDisagree):
+                return write(branch)
+        except Exception as reason:
             log.debug("%s is generated for the hints of the graph: %s", branch.name, reason)
         # Kernels that were defined for what is thrown away.
         shared.clear()
         shared.update(defined)
-        plain = _lowered(replace(branch.branch, known=None), branch.values)
+        with compat.lowered_normally(branch.being_lowered):
+            plain = _lowered(replace(branch.branch, known=None), branch.values)
         plain.output_names = branch.output_names
         return write(plain)
 

@@ -8,8 +8,9 @@ branch and with its guards, so it stays as it is; the branch asks through an all
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ class BranchSizes(SizeVarAllocator):
         self._hints = {s: sympy.Integer(value) for s, value in known.hints.items()}
         self._bounds = tuple({**shape_env.var_to_range, **known.bounds}.items())
         self._symbols = known.symbols
+        self._guards = True
 
     def _hinted(self, expr: Any) -> Any:
         if not isinstance(expr, sympy.Basic):
@@ -125,9 +127,20 @@ class BranchSizes(SizeVarAllocator):
         """As in the base class; but code that the branch's hint led to may need what is not so."""
         if self._static(expr):
             return
+        if not self._guards:
+            raise HintsDisagree(str(expr))
         first_call = self.remove_precomputed_replacements(sympy.sympify(expr)).xreplace(
             self.shape_env.backed_var_to_val
         )
         if first_call == sympy.false:
             raise HintsDisagree(str(expr))
         super().check(expr)
+
+    @contextlib.contextmanager
+    def no_guards(self) -> Iterator[None]:
+        """Inside, ``check`` refuses what is not so in the whole branch."""
+        self._guards = False
+        try:
+            yield
+        finally:
+            self._guards = True
