@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 
 import test_range_dispatch_overlay as overlay
-from test_range_dispatch_overlay import on_one_worker, tearDownModule  # noqa: F401
+from test_range_dispatch_overlay import on_one_worker
 
 from torch._inductor.test_case import run_tests, TestCase
 

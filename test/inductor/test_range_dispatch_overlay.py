@@ -19,6 +19,8 @@ import unittest
 import zipfile
 from pathlib import Path
 
+from range_dispatch_scratch import scratch_folder
+
 import torch
 from torch._inductor.test_case import run_tests, TestCase
 
@@ -70,13 +72,8 @@ def child(python, *arguments, **variables):
 
 @functools.cache
 def scratch():
-    """A folder for all that these tests make. Removed when the module is done."""
-    return Path(tempfile.mkdtemp(prefix="range-dispatch-overlay-")).resolve()
-
-
-def tearDownModule():
-    if scratch.cache_info().currsize:
-        shutil.rmtree(scratch(), ignore_errors=True)
+    """A folder for all that these tests make."""
+    return scratch_folder("overlay")
 
 
 def make_venv(name, see_torch=False):

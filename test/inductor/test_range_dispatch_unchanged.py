@@ -8,14 +8,13 @@ patch and a registration that the models do not use. The generated code is compa
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
 from range_dispatch_common import DEVICES, HAS_CPU, HAS_GPU, stock_custom_op
+from range_dispatch_scratch import scratch_folder
 
 import torch
 from torch._inductor.kernel import custom_op
@@ -194,12 +193,7 @@ CODES = (
 
 @functools.cache
 def scratch():
-    return Path(tempfile.mkdtemp(prefix="range-dispatch-unchanged-")).resolve()
-
-
-def tearDownModule():
-    if scratch.cache_info().currsize:
-        shutil.rmtree(scratch(), ignore_errors=True)
+    return scratch_folder("unchanged")
 
 
 @functools.cache
