@@ -6,6 +6,7 @@ What is compared takes turns in every round, so that a drift of the machine meet
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import time
 import types
@@ -171,8 +172,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _in_turn(names: Sequence[str], turn: int) -> list[str]:
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]
+    """In an order of its own: what ran before decides on the cache and on the clock."""
+    order = list(names)
+    random.Random(turn).shuffle(order)
+    return order
 
 
 def _least(times: Sequence[float]) -> Time:

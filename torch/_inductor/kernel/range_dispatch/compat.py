@@ -297,6 +297,40 @@ def tunes_by_running(graph: GraphLowering) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
+# Where Triton kernels are tuned at compile time, it is on examples of their arguments: tensors of
+# the sizes that are hinted where the first kernel reads them, kept by name. Another branch has
+# other hints, and its kernels would read beyond the ends of those. 2.15 keeps them, and the
+# storages below them, in other places than the releases before.
+
+_EXAMPLES = (
+    "kernel_autotune_example_args",
+    "kernel_autotune_example_arg_cache",
+    "kernel_autotune_storage_cache",
+)
+
+
+@contextlib.contextmanager
+def tuning_examples_of_its_own(wrapper: Any) -> Iterator[None]:
+    """Inside, kernels are tuned on examples of their own; those from before are dropped."""
+    _drop_tuning_examples(wrapper)
+    try:
+        yield
+    finally:
+        _drop_tuning_examples(wrapper)
+
+
+def _drop_tuning_examples(wrapper: Any) -> None:
+    names = set()
+    for cache in filter(None, (getattr(wrapper, name, None) for name in _EXAMPLES)):
+        names |= {getattr(entry, "name", None) or entry[0] for entry in cache.values()}
+        cache.clear()
+    # Workspaces are freed by themselves.
+    dropped = sorted(n for n in names if not n.startswith(("workspace", "semaphore")))
+    if dropped:
+        wrapper.kernel_autotune_calls.writeline(f"del {', '.join(dropped)}")
+
+
+# ---------------------------------------------------------------------------------------------
 # 2.11 cannot time by CUDA-graph replay: where a user asks for that, we replay graphs of our own.
 
 
@@ -373,6 +407,9 @@ DIFFERENCES = (
         "_inductor.codegen.cpp_wrapper_gpu:DeferredTritonCallWrapper.generate_lazy",
         "2.12",
         ("tunes_by_running",),
+    ),
+    Difference(
+        "_inductor.codegen.wrapper:AutotuneExampleArg", "2.15", ("tuning_examples_of_its_own",)
     ),
     Difference(
         "_inductor.runtime.benchmarking:Benchmarker.benchmark_gpu_with_cuda_graph",

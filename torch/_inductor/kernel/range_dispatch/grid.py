@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -66,7 +67,11 @@ def fill(
     if pinned() and any(None in known.row(point) for at in points for point in at):
         log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
         return None
-    measured = [[_measured(known, bench, contenders, point) for point in at] for at in points]
+    by_size: dict[int, Row] = {}
+    for point in _middle_first([point for at in points for point in at]):
+        if point.size not in by_size:
+            by_size[point.size] = _measured(known, bench, contenders, point)
+    measured = [[by_size[point.size] for point in at] for at in points]
     known.save()
     allowed = iter(rule_out([row for rows in measured for row in rows]))
     out: dict[str, Measurement] = {}
@@ -78,6 +83,24 @@ def fill(
         probes = tuple((point.size, tuple(row)) for point, row in zip(at, rows, strict=True))
         result.append(Measured(probes, tuple(combine(rows)), tuple(here.values())))
     return result
+
+
+def _middle_first(points: Sequence[Point]) -> list[Point]:
+    """``points`` with the one in the middle of the sizes, in their order of magnitude, first.
+
+    Modules are compiled, and Triton's kernels tuned, for the first sizes that they run at. What
+    is chosen for 16 rows may take twice as long at 16384, or the other way round.
+    """
+
+    def magnitude(point: Point) -> float:
+        return math.log2(1 + point.size)
+
+    if not points:
+        return []
+    ends = [magnitude(point) for point in points]
+    middle = (min(ends) + max(ends)) / 2
+    first = min(points, key=lambda point: abs(magnitude(point) - middle))
+    return [first, *(point for point in points if point is not first)]
 
 
 def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:

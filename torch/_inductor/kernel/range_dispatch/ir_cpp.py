@@ -65,6 +65,7 @@ def _generate(
     with (
         _block_of_its_own(wrapper),
         _codegened(wrapper, branch),
+        compat.tuning_examples_of_its_own(wrapper),
         inductor_config.patch(settings),
     ):
         # The scheduler frees what is not freed yet: of the operands, those that end here.

@@ -2,7 +2,9 @@
 
 A tolerance is one number for a dtype. For floating and complex values it is relative, to the
 element or to the root mean square of the output, whichever is larger: elements near zero in a
-sum of large terms are as inexact as the others. For integers it is an absolute difference.
+sum of large terms are as inexact as the others. For integers it is an absolute difference. A
+float32 output of float16 or bfloat16 tensors is no more exact than those: whether what lies
+between was rounded depends on what was fused.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,8 @@ DEFAULT_TOLERANCES: Mapping[torch.dtype, float] = {
 _SMALL_FLOAT_TOLERANCE = 0.26
 # Where matrix products of float32 may be computed in TensorFloat32, which has ten bits.
 _TENSOR_FLOAT_TOLERANCE = 1e-2
+_NARROW = {torch.float16, torch.bfloat16}
+_WIDE = (torch.float32, torch.float64)
 # Elements that are compared at a time, so that the comparison needs little memory.
 _CHUNK = 1 << 22
 # Times the tolerance, for the same computation compiled and not.
@@ -76,6 +80,19 @@ def tolerance(dtype: torch.dtype, given: Mapping[torch.dtype, float]) -> float:
     if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return _TENSOR_FLOAT_TOLERANCE
     return DEFAULT_TOLERANCES.get(dtype, _SMALL_FLOAT_TOLERANCE)
+
+
+def tolerances_of(
+    tensors: Iterable[Any], given: Mapping[torch.dtype, float]
+) -> dict[torch.dtype, float]:
+    """The user's tolerances, and those for results of ``tensors`` that are wider than they are.
+
+    >>> tolerances_of([torch.zeros(1, dtype=torch.bfloat16)], {})[torch.float32]
+    0.03
+    """
+    narrow = {t.dtype for t in tensors if isinstance(t, torch.Tensor)} & _NARROW
+    least = max((tolerance(dtype, given) for dtype in narrow), default=0.0)
+    return {dtype: max(tolerance(dtype, given), least) for dtype in _WIDE} | dict(given)
 
 
 def find_mismatch(
@@ -209,7 +226,7 @@ class Check:
     ) -> None:
         self._call = call
         self._inputs = inputs
-        self._tolerances = tolerances or {}
+        self._tolerances = tolerances_of(inputs, tolerances or {})
         self._expected: list[torch.Tensor] | None = None
         self._scales: list[float] = []
         self._repeats: bool | None = None
