@@ -1158,7 +1158,7 @@ class UserGeneratorsTest(RecordingTestCase):
         args = [torch.randn(5, dtype=torch.float64, device=device) for _ in range(2)]
         self.compile(op, lambda x, w: op(x, w), args, {"w": generate})
         fake = torch._subclasses.FakeTensor
-        self.assertEqual(asked, [(fake, (n,), (1,), torch.float64, device) for n in (4, 8, 16)])
+        self.assertEqual(asked, [(fake, (n,), (1,), torch.float64, device) for n in (8, 4, 16)])
         # What it returned is what the candidates ran on: the same memory, not a copy.
         measured = seen.calls[:-1]
         self.assertEqual({x.shape[0] for x, _ in measured}, {4, 8, 16})
@@ -1184,6 +1184,31 @@ class UserGeneratorsTest(RecordingTestCase):
         self.assertEqual({x.shape[0] for (x,) in seen.calls[:-1]}, {4, 8, 16})
 
     @on_each_device
+    def test_random_values_are_the_same_in_every_tuning_and_no_other_operands(self, device):
+        op = define_op(
+            "generator_random",
+            lambda x, w, v: x + w + v,
+            schema="(Tensor x, Tensor w, Tensor v) -> Tensor",
+            fake=lambda x, w, v: torch.empty_like(x),
+        )
+        made = []
+
+        def generate(fake: torch.Tensor) -> torch.Tensor:
+            made.append(torch.randn(fake.shape, device=fake.device))
+            return made[-1]
+
+        args = [torch.randn(5, device=device) for _ in range(3)]
+        before = torch.get_rng_state()
+        for _ in range(2):
+            torch.manual_seed(0 if made else 1)
+            torch._dynamo.reset()
+            self.compile(op, lambda x, w, v: op(x, w, v), args, {"w": generate, "v": generate})
+        torch.set_rng_state(before)
+        first, second = made[: len(made) // 2], made[len(made) // 2 :]
+        self.assertEqual(first, second)
+        self.assertNotEqual(first[0], first[1])
+
+    @on_each_device
     def test_for_the_tensors_of_a_list(self, device):
         seen = Seen()
 
@@ -1200,7 +1225,7 @@ class UserGeneratorsTest(RecordingTestCase):
             return torch.full(fake.shape, float(fake.dim()), device=fake.device)
 
         self.compile(op, lambda x, y: op(x, [y, x]), args, {"ys": generate})
-        self.assertEqual(shapes, [s for n in (4, 8, 16) for s in ((n, 2), (n,))])
+        self.assertEqual(shapes, [s for n in (8, 4, 16) for s in ((n, 2), (n,))])
         for _, y0, y1 in seen.calls[:-1]:
             self.assertEqual((y0, y1), (torch.full_like(y0, 2.0), torch.full_like(y1, 1.0)))
 
@@ -1245,10 +1270,10 @@ class UserGeneratorsTest(RecordingTestCase):
         }[fault]
         shown = (
             {
-                "shape": r"wanted.*\(4,\), torch.float32.*got.*\(5,\), torch.float32",
+                "shape": r"wanted.*\(8,\), torch.float32.*got.*\(9,\), torch.float32",
                 "dtype": r"torch.float32.*torch.float64",
                 "device": r"device\(type='cpu'\).*device\(type='meta'\)",
-                "type": r"\[1.0, 1.0, 1.0, 1.0\]",
+                "type": r"\[1.0(, 1.0){7}\]",
             }[fault]
             .replace("wanted.*", "")
             .replace("got.*", "")

@@ -2,6 +2,7 @@
 """The generated dispatch: one flat chain, frees on every path, patches in their branch only."""
 
 import re
+import unittest
 
 from range_dispatch_common import (
     define_op,
@@ -17,6 +18,7 @@ from range_dispatch_common import (
 import torch
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+from torch.testing._internal.inductor_utils import GPU_TYPE
 
 
 def note_free(x, w, step):
@@ -81,6 +83,14 @@ class CodegenTest(RangeDispatchTestCase):
         for n in (2, 3, 4, 5, 6, 9, 10, 100):
             x, w = self.inputs(n, device)
             self.assertEqual(compiled(x, w), self.expected(ends, x, w))
+
+    @unittest.skipUnless(HAS_GPU, "a device is entered")
+    def test_a_branch_does_not_enter_the_device_again(self):
+        op, labels = self.make(3, 5)
+        compiled = torch.compile(lambda x, w: op(x, w), dynamic=True, fullgraph=True)
+        with force_winners(labels):
+            code = final_code(compiled, *self.inputs(4, GPU_TYPE))
+        self.assertEqual(len(re.findall(r"with .*[dD]evice.*:", code)), 1)
 
     def test_many_branches_are_found_by_halving(self):
         ends = tuple(range(3, 15))

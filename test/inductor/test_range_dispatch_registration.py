@@ -593,7 +593,7 @@ class TestRangeDispatchRegistration(RangeDispatchTestCase):
         torch._dynamo.mark_dynamic(w, dim % 3)
         with force_winners({4: OP_LABEL, 16: "two_kernels", 99: "subtract"}) as probes:
             self.check(torch.compile(call), subtract, x, w)
-        self.assertEqual(probes, [4, 16, 99])
+        self.assertEqual(probes, [16, 4, 99])
         (plan,) = report.plans()
         self.assertEqual(plan.dispatch_on, f"x.shape[{dim % 3}]")
 

@@ -174,12 +174,15 @@ def make_inputs(
     and complex values are standard normal, bool and 8-bit integers are uniform, and wider
     integers, which often index something, are zero: the only index that is always valid.
 
+    For the user's generators the global random ones are seeded: the same call has the same inputs,
+    and no two operands the same values.
+
     Raises:
         ValueError: A generator returned something of another shape, dtype or device.
     """
     torch_rng: dict[torch.device, torch.Generator] = {}
     made = []
-    for name, operand in zip(call.names(), call.operands, strict=True):
+    for place, (name, operand) in enumerate(zip(call.names(), call.operands, strict=True), 1):
         if not isinstance(operand, ir.IRNode):
             made.append(point.evaluate(operand))
             continue
@@ -188,6 +191,7 @@ def make_inputs(
         dtype, device = operand.get_dtype(), operand.get_device()
         generator = generators.get(name.partition("[")[0])
         if generator is not None:
+            _seed(device, config.input_seed + place)
             made.append(_from_user(call, name, generator, size, stride, dtype, device))
             continue
         if device not in torch_rng:
@@ -196,6 +200,13 @@ def make_inputs(
         storage = _random(max(length, 1) if 0 not in size else 1, dtype, device, torch_rng[device])
         made.append(storage.as_strided(size, stride))
     return tuple(made)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what a user's generator draws from, on this device and on the CPU alone."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _random(

@@ -205,7 +205,8 @@ class BranchLowering(SubgraphLowering):
     def schedule(self, outer: GraphLowering) -> None:
         """Make the scheduler. The device that ``outer`` is in need not be entered again."""
         self._update_scheduler()
-        device = outer.scheduler.current_device
+        with V.set_graph_handler(outer):  # which keeps it, on behalf of the scheduler
+            device = outer.scheduler.current_device
         if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
             self.scheduler.default_device_context = device
 
