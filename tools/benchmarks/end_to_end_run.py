@@ -44,6 +44,13 @@ SETTINGS = {
     ),
     "tiny": Setting((3, 20), (4,), 32, "float32"),
 }
+# Where implementations take over from each other elsewhere on an H100, as a first tuning shows, and
+# sizes to measure at where that is not the end of a range: (device, workload): (points, probes).
+CROSSOVERS: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {
+    ("cuda", "skinny_matmul"): ((8, 64, 256, 1024, 4096), ()),
+    ("cuda", "attention"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
+    ("cuda", "block"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
+}
 # Seconds after the end of a phase that stock is left to finish what it has begun.
 STOCK_EXTRA = 20.0
 # Static compiles that are measured again as the floor: those this close to the fastest.
@@ -72,14 +79,15 @@ class Run:
         form = "tiny" if args.tiny else args.device
         setting = SETTINGS[form]
         self.sizes: list[int] = sorted(args.sizes or setting.sizes)
-        self.points = setting.points
+        self.points, probes = CROSSOVERS.get((form, name), (setting.points, ()))
         self.start_request = {
             "do": "start",
             "workload": name,
             "device": args.device,
             "form": form,
             "dtype": args.dtype or setting.dtype,
-            "points": list(setting.points),
+            "points": list(self.points),
+            "probes": list(probes),
             "top": setting.top,
         }
         self.many = args.processes >= 8

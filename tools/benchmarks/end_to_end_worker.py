@@ -53,10 +53,18 @@ class Session:
             return actions[request.pop("do")](**request)
 
     def start(
-        self, workload: str, device: str, form: str, dtype: str, points: list[int], top: int
+        self,
+        workload: str,
+        device: str,
+        form: str,
+        dtype: str,
+        points: list[int],
+        probes: list[int],
+        top: int,
     ) -> Reply:
         self.workload: Workload = WORKLOADS[workload]
         self.device, self.points, self.top = device, points, top
+        self.probes = probes if patched() else []
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.dimensions = self.workload.dimensions[form]
         weights = self.workload.weights
@@ -130,7 +138,7 @@ class Session:
     def tuned(self) -> Function:
         """The ops themselves, tuned by the patch, or by stock where this process has that."""
         for op in self.workload.ops.values():
-            op.register(self.points, self.top)
+            op.register(self.points, self.top, self.probes)
         return measuring.compiled(self.workload.with_ops(), dynamic=True)
 
     def python(self, choices: list[Choice], first: list[int]) -> Function:

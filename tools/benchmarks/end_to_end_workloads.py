@@ -62,14 +62,16 @@ class Op:
     implementations: Mapping[str, Implementation]
     values: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
-    def register(self, split_points: Sequence[int], top: int) -> None:
-        """Register it with the patch or with stock, whichever this process has."""
+    def register(self, split_points: Sequence[int], top: int, probes: Sequence[int] = ()) -> None:
+        """Register it with the patch or, without ``probes``, with stock: what this process has."""
+        more: dict[str, Any] = {"probe_sizes": list(probes)} if probes else {}
         register_custom_op_autotuning(
             self.custom_op,
             configs=[i.config() for i in self.implementations.values()],
             input_gen_fns=dict(self.values),
             dispatch_on={"tensor_name": self.tokens_of, "dim": 0, "range_upper_bound": top},
             split_points=list(split_points),
+            **more,
         )
 
 
