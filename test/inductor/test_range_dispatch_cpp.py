@@ -27,7 +27,11 @@ from range_dispatch_common import (
 )
 
 import torch
-from torch._inductor.codegen.common import device_codegens, init_backend_registration
+from torch._inductor.codegen.common import (
+    device_codegens,
+    IndentedBuffer,
+    init_backend_registration,
+)
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import compat, dispatch
@@ -369,6 +373,34 @@ class ChainTest(CppTestCase):
                 self.assert_near(compiled(x, w), (picked(y @ w, y, w) @ w).relu() @ w)
 
 
+class TuningExamplesTest(RangeDispatchTestCase):
+    """Triton kernels for C++ are tuned on examples of their arguments, kept by name."""
+
+    @parametrize("newest", [False, True])
+    def test_a_branch_makes_its_own(self, newest):
+        def example(name):
+            return types.SimpleNamespace(name=name, last_kernel="k") if newest else (name, "k")
+
+        calls = IndentedBuffer()
+        wrapper = types.SimpleNamespace(kernel_autotune_calls=calls)
+        kept = {"arg1_1": example("arg1_1"), "workspace_0": example("workspace_0")}
+        if newest:
+            wrapper.kernel_autotune_example_arg_cache = kept
+            wrapper.kernel_autotune_storage_cache = {"arg1_1": example("_autotune_storage_0")}
+        else:
+            wrapper.kernel_autotune_example_args = kept
+        with compat.tuning_examples_of_its_own(wrapper):
+            self.assertEqual(kept, {})
+            kept["buf3"] = example("buf3")
+        self.assertEqual(kept, {})
+        storage = "_autotune_storage_0, " if newest else ""
+        self.assertEqual(calls.getvalue().split("\n")[:2], [f"del {storage}arg1_1", "del buf3"])
+
+    def test_none_are_kept(self):
+        with compat.tuning_examples_of_its_own(types.SimpleNamespace()):
+            pass
+
+
 class SizesTest(CppTestCase):
     @parametrize("device", DEVICES)
     def test_an_expression_and_an_unbacked_size(self, device):
@@ -621,6 +653,7 @@ class OtherWrappersTest(CppTestCase):
 
 
 instantiate_parametrized_tests(ChainTest)
+instantiate_parametrized_tests(TuningExamplesTest)
 instantiate_parametrized_tests(SizesTest)
 instantiate_parametrized_tests(NestingTest)
 instantiate_parametrized_tests(PackageTest)
