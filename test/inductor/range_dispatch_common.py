@@ -49,7 +49,7 @@ class RangeDispatchTestCase(TestCase):
         # Code of one test must not be served to another whose faked timings differ.
         stack.enter_context(inductor_config.patch(fx_graph_cache=False))
         stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
-        stack.enter_context(config.patch(use_records=False))
+        stack.enter_context(config.patch(use_records=False, remeasure_margin=0.0))
         torch._dynamo.reset()
         counters.clear()
         report.clear()

@@ -204,10 +204,17 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
                     },
                 ],
                 "probes": [],
+                "as_generated": [],
             },
         )
         self.assertEqual(data["ranges"][1]["merged_with"], [{"start": 65, "end": 256}])
         self.assertEqual(data["chosen"][2], {"start": 257, "end": None, "candidate": "op itself"})
+
+    def test_json_from_before_ranges_were_measured_as_generated(self):
+        data = make_plan().to_dict()
+        for of_range in data["ranges"]:
+            del of_range["as_generated"]
+        self.assertEqual(Plan.from_dict(data), make_plan())
 
     def test_json_of_something_else(self):
         for text in (

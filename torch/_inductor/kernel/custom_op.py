@@ -40,6 +40,7 @@ from torch._inductor.kernel.range_dispatch import (
     region,
     report,
 )
+from torch._inductor.kernel.range_dispatch.as_generated import Branches, Ranking
 from torch._inductor.kernel.range_dispatch.call import (
     bind,
     BoundCall,
@@ -477,7 +478,7 @@ def _tune_ranges(
     ranges = _reachable_ranges(registration, size)
     contest = _prepare(registration, call, candidates, size)
     results = contest.tune(
-        ranges, lambda range: _probes(registration, contest.bench.call, size, range)
+        ranges, lambda range: _probes(registration, contest.bench.call, size, range), size
     )
     chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results], Candidate.same_as)
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
@@ -733,12 +734,18 @@ class _Contest:
         return {OP_LABEL: op} | {c.candidate.label: c.candidate for c in self.contenders}
 
     def tune(
-        self, ranges: Sequence[Range], probes: Callable[[Range], Sequence[Point]]
+        self,
+        ranges: Sequence[Range],
+        probes: Callable[[Range], Sequence[Point]],
+        size: sympy.Expr = sympy.S.Zero,
     ) -> list[RangeResult]:
-        """Measure every contender at every range's probes, and choose the winners."""
+        """Measure every contender at every range's probes, and choose the winners.
+
+        Those that nearly tie are measured again as branches of a dispatch on ``size``.
+        """
         points = [probes(range) for range in ranges]
         while True:
-            results = self._choose(ranges, points)
+            results = self._choose(ranges, points, size)
             winners = {result.winner for result in results}
             if not self.drop_untraceable(
                 [c for c in self.contenders if c.candidate.label in winners]
@@ -762,7 +769,7 @@ class _Contest:
         return dropped
 
     def _choose(
-        self, ranges: Sequence[Range], points: Sequence[Sequence[Point]]
+        self, ranges: Sequence[Range], points: Sequence[Sequence[Point]], size: sympy.Expr
     ) -> list[RangeResult]:
         measured = self._measure(points)
         rules = Rules(
@@ -773,6 +780,8 @@ class _Contest:
         )
         found = measured or [Measured()] * len(ranges)
         winners = choose([of_range.row for of_range in found], rules)
+        if measured is not None and rules.force is None and self._is_dispatched(size):
+            found, winners = self._ranking(ranges, points, found, rules, size).choose_again(winners)
         results = []
         for range, of_range, winner in zip(ranges, found, winners, strict=True):
             log.info("%s %s: %s", self.call.op, range, winner)
@@ -780,9 +789,37 @@ class _Contest:
                 self._rule_out(measurement, range)
             sizes = [size for size, _ in of_range.probes]
             results.append(
-                RangeResult(range, max(sizes, default=None), of_range.row, winner, of_range.probes)
+                RangeResult(
+                    range,
+                    max(sizes, default=None),
+                    of_range.row,
+                    winner,
+                    of_range.probes,
+                    of_range.as_generated,
+                )
             )
         return results
+
+    def _is_dispatched(self, size: sympy.Expr) -> bool:
+        """Whether branches on ``size`` are generated for their ranges."""
+        return not size.is_Integer and config.remeasure_margin > 0 and dispatch.flat().supported()
+
+    def _ranking(
+        self,
+        ranges: Sequence[Range],
+        points: Sequence[Sequence[Point]],
+        measured: Sequence[Measured],
+        rules: Rules,
+        size: sympy.Expr,
+    ) -> Ranking:
+        def merge(winners: Sequence[str]) -> list[Range]:
+            candidates = [self.by_label[label] for label in winners]
+            merged = _merge(list(zip(ranges, candidates, strict=True)), Candidate.same_as)
+            return [range for range, _ in merged]
+
+        records = grid.CallRecords(self.registration, self.bench, self.contenders)
+        known = functools.partial(self.known, size=size)
+        return Ranking(records, Branches(ranges, merge, known, size), points, measured, rules)
 
     def _measure(self, points: Sequence[Sequence[Point]]) -> list[Measured] | None:
         """A time for each contender; None where nothing may be measured or is on record."""

@@ -5,12 +5,16 @@ long?), and an answer that is not static becomes a guard. In the user's graph su
 mean a recompile that nobody needs, so a benchmark module gets a shape environment of its own,
 with symbols of its own. What was assumed there is kept: the module serves every probe at which
 the assumptions hold, and another one is made for the others.
+
+A branch of a dispatch is generated for its own range (``sizes``), and so is a module that is given
+what holds there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +30,8 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
-from torch._inductor.kernel.range_dispatch.inputs import Point, symbols_of
+from torch._inductor.kernel.range_dispatch.inputs import hinted_point, Point, symbols_of
+from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
@@ -65,12 +70,14 @@ class BenchmarkModule:
         symbols: The size symbols of the call, in the order of those values.
         assumptions: What was assumed of them.
         file: Where its code is.
+        code: What of its code decides how fast it is.
     """
 
     function: Callable[[list[Any]], Any]
     symbols: tuple[sympy.Symbol, ...]
     assumptions: tuple[sympy.Basic, ...]
     file: ModuleFile
+    code: str = ""
 
     def serves(self, point: Point) -> bool:
         """Whether the module may run at ``point``."""
@@ -79,6 +86,19 @@ class BenchmarkModule:
 
     def __call__(self, point: Point, operands: Sequence[Any]) -> Any:
         return self.function([*(point.values[s] for s in self.symbols), *operands])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A benchmark module whose kernels are not compiled yet.
+
+    Attributes:
+        code: As in ``BenchmarkModule``.
+        compile: Compiles and loads it.
+    """
+
+    code: str
+    compile: Callable[[], BenchmarkModule]
 
 
 def compile_for_benchmark(
@@ -97,12 +117,36 @@ def compile_for_benchmark(
         config_patches: Inductor settings of the candidate.
         name: For the generated code.
     """
+    return generate_for_benchmark(graph, call, point, config_patches, name).compile()
+
+
+def generate_for_benchmark(
+    graph: GraphModule,
+    call: BoundCall,
+    point: Point,
+    config_patches: Mapping[str, Any],
+    name: str,
+    known: Known | None = None,
+) -> Generated:
+    """The code of a benchmark module; see ``compile_for_benchmark``.
+
+    Args:
+        graph: From the operands of ``call`` to a tuple of tensors.
+        call: The call that is tuned.
+        point: The sizes that questions without a static answer are answered for.
+        config_patches: Inductor settings of the candidate.
+        name: For the generated code.
+        known: What holds in the branch that the code is for, in the symbols of the call; None for
+            code that is for no branch.
+    """
     # Not there yet when Inductor imports this module.
     from torch._inductor.graph import GraphLowering
 
     world = _World(call, point)
     # V.graph and V.fake_mode are those of the user's graph until here.
     outer = V.graph
+    settings = {"benchmark_fusion": False, "graph_partition": False, "cpp_wrapper": False}
+    settings |= config_patches
     with V.set_fake_mode(world.mode):
         own = _with_values(graph, world)
         lowering = GraphLowering(
@@ -115,23 +159,54 @@ def compile_for_benchmark(
         )
         # In a backward graph, the inputs at these places may be overwritten; ours are shared.
         lowering.bw_donated_idxs = None
+        if known is not None:
+            lowering.sizevars = world.sizes(known)
         for symbol in world.symbols.values():
             lowering.graph_inputs[symbol.name] = symbol
             lowering.graph_input_names.append(symbol.name)
-        settings = {"benchmark_fusion": False, "graph_partition": False, "cpp_wrapper": False}
-        with V.set_graph_handler(lowering), inductor_config.patch({**settings, **config_patches}):
+        with (
+            V.set_graph_handler(lowering),
+            inductor_config.patch(settings),
+            _sums_of_a_branch(known),
+        ):
             lowering.run(*world.operands)
             compat.attach_config_patches(lowering.operations, config_patches)
+            generated = lowering.codegen()
+    code = _code_that_counts(generated[0].value)
+
+    def compiled() -> BenchmarkModule:
+        lowering.codegen = lambda: generated
+        with (
+            V.set_fake_mode(world.mode),
+            V.set_graph_handler(lowering),
+            inductor_config.patch(settings),
+        ):
             module = lowering.compile_to_module()
-    symbols = tuple(world.symbols)
-    # What compile_to_module gives the module that it loads, on every release.
-    constants = {
-        **lowering.constants,
-        **lowering.torchbind_constants,
-        **lowering.opaque_value_type_classes,
-    }
-    file = ModuleFile(module.key, module.__file__, constants, symbols)
-    return BenchmarkModule(module.call, symbols, world.assumptions(), file)
+        symbols = tuple(world.symbols)
+        # What compile_to_module gives the module that it loads, on every release.
+        constants = {
+            **lowering.constants,
+            **lowering.torchbind_constants,
+            **lowering.opaque_value_type_classes,
+        }
+        file = ModuleFile(module.key, module.__file__, constants, symbols)
+        return BenchmarkModule(module.call, symbols, world.assumptions(), file, code)
+
+    return Generated(code, compiled)
+
+
+def _sums_of_a_branch(known: Known | None) -> contextlib.AbstractContextManager[None]:
+    """As when a branch is generated."""
+    if known is None:
+        return contextlib.nullcontext()
+    return compat.sums_without_guards(HintsDisagree)
+
+
+def _code_that_counts(source: str) -> str:
+    """``source`` without comments, and without what would call it by itself, at example sizes."""
+    harness = re.search(r"^def (?:get_args|benchmark_compiled_module)\b", source, re.MULTILINE)
+    code = source[: harness.start()] if harness is not None else source
+    return re.sub(r"^\s*# .*\n", "", code, flags=re.MULTILINE)
 
 
 _one_at_a_time = threading.RLock()
@@ -190,6 +265,7 @@ class _World:
             if bounds is not None and point.values[symbol] in bounds:
                 self.env.var_to_range[own] = bounds
             self.symbols[symbol] = own
+        self.call = call
         self.point = point
         with self.mode:
             self.operands = tuple(self._operand(operand) for operand in call.operands)
@@ -210,6 +286,20 @@ class _World:
             return int(expr)
         own = expr.xreplace(self.symbols)
         return self.env.create_symintnode(own, hint=self.point.evaluate(expr))
+
+    def sizes(self, known: Known) -> BranchSizes:
+        """The sizes of a branch, ``known`` in the symbols of the call."""
+        own = self.symbols
+        first_call = hinted_point(self.call, sympy.S.Zero).values
+        return BranchSizes(
+            self.env,
+            Known(
+                hints={own[s]: value for s, value in known.hints.items() if s in own},
+                bounds={own[s]: bounds for s, bounds in known.bounds.items() if s in own},
+                symbols={own[s] for s in known.symbols if s in own},
+            ),
+            first_call={own[s]: sympy.Integer(value) for s, value in first_call.items()},
+        )
 
     def assumptions(self) -> tuple[sympy.Basic, ...]:
         """The guards that came up, in the symbols of the call."""

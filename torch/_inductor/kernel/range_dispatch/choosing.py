@@ -42,6 +42,8 @@ class RangeResult:
         winner: Label of the winning candidate.
         probes: Where several sizes were measured, each with what was measured there; then
             ``probe`` is the largest, and ``measurements`` are the geometric means.
+        as_generated: The candidates whose times here are of the code of a branch. The other times
+            are of code for all sizes.
     """
 
     range: Range
@@ -49,6 +51,7 @@ class RangeResult:
     measurements: tuple[Measurement, ...]
     winner: str
     probes: tuple[tuple[int, tuple[Measurement, ...]], ...] = ()
+    as_generated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,35 @@ def choose(rows: Sequence[Sequence[Measurement]], rules: Rules) -> list[str]:
         if total >= alone or total * rules.threshold > alone:
             return [single] * len(rows)
     return plan
+
+
+def close(
+    row: Sequence[Measurement], winner: str, rules: Rules, margin: float
+) -> list[tuple[float, str]]:
+    """Who might win a range in place of ``winner``, if times were others by up to ``margin``.
+
+    The op's time counts with the threshold: another candidate has to beat it by that.
+
+    Returns:
+        For each one by how much its time is above the winner's, relatively, and its label; the
+        closest first. What is faster than the winner, and did not win for its changes, is below 0.
+
+    >>> row = [Measurement("a", 1.0), Measurement("b", 1.0625), Measurement("op", 1.25)]
+    >>> close(row, "a", Rules("op"), 0.1)
+    [(0.0625, 'b')]
+    >>> close(row, "a", Rules("op", threshold=1.25), 0.1)
+    [(0.0, 'op'), (0.0625, 'b')]
+    """
+    times = {
+        m.label: m.milliseconds / (rules.threshold if m.label == rules.op else 1.0)
+        for m in row
+        if m.error is None and math.isfinite(m.milliseconds)
+    }
+    own = times.pop(winner, 0.0)
+    if own <= 0:
+        return []
+    above = sorted((time / own - 1, label) for label, time in times.items())
+    return [(distance, label) for distance, label in above if distance <= margin]
 
 
 def _good_enough(row: Sequence[Measurement], rules: Rules) -> set[str]:

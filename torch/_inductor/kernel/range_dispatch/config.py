@@ -34,6 +34,16 @@ tuning_budget_ms: float = float(os.environ.get("TORCH_RANGE_DISPATCH_BUDGET_MS",
 # the measurements is larger, that counts. A range splits off from its neighbour only for more.
 noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 
+# A branch of a dispatch is generated for its own range, a candidate is first measured as generated
+# for all sizes. Where another candidate's time is within this fraction of the winner's, those whose
+# code for the branch is other code are measured again as they will be generated, in one row with
+# the rest of them. 0 turns it off.
+remeasure_margin: float = float(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MARGIN", "0.1"))
+
+# How many candidates may be generated again for that, each for one branch, in the tuning of one
+# call. The closest ranges come first.
+remeasure_most: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MOST", "6"))
+
 # A candidate that took more than this many times the fastest one's time in two rounds is clearly
 # out, and is not timed in the others. With every further round the distance from 1 halves.
 early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "2"))

@@ -30,11 +30,13 @@ class Measured:
         probes: The sizes, ascending, each with a row of measurements.
         row: The rows in one, a measurement for each candidate; empty where there is none.
         out: The candidates that showed here that they are out for all ranges.
+        as_generated: Labels of those whose times are of the code of a branch.
     """
 
     probes: tuple[tuple[int, tuple[Measurement, ...]], ...] = ()
     row: tuple[Measurement, ...] = ()
     out: tuple[Measurement, ...] = ()
+    as_generated: tuple[str, ...] = ()
 
 
 def pinned() -> bool:
@@ -48,7 +50,7 @@ def pinned() -> bool:
 
 def recorded(registration: Registration, bench: Bench, contenders: Sequence[Contender]) -> set[str]:
     """Labels of the contenders that were measured before, and so could be traced."""
-    return _Known(registration, bench, contenders).labels()
+    return CallRecords(registration, bench, contenders).labels()
 
 
 def fill(
@@ -62,13 +64,13 @@ def fill(
     Returns None where something would have to be measured and must not be. A row is empty where
     nothing could be measured.
     """
-    known = _Known(registration, bench, contenders)
+    known = CallRecords(registration, bench, contenders)
     progress.start(bench, bench.call.op.name(), len(contenders), sum(map(len, points)))
     if pinned() and any(None in known.row(point) for at in points for point in at):
         log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
         return None
     by_size: dict[int, Row] = {}
-    for point in _middle_first([point for at in points for point in at]):
+    for point in middle_first([point for at in points for point in at]):
         if point.size not in by_size:
             by_size[point.size] = _measured(known, bench, contenders, point)
     measured = [[by_size[point.size] for point in at] for at in points]
@@ -85,7 +87,7 @@ def fill(
     return result
 
 
-def _middle_first(points: Sequence[Point]) -> list[Point]:
+def middle_first(points: Sequence[Point]) -> list[Point]:
     """``points`` with the one in the middle of the sizes, in their order of magnitude, first.
 
     Modules are compiled, and Triton's kernels tuned, for the first sizes that they run at. What
@@ -103,7 +105,9 @@ def _middle_first(points: Sequence[Point]) -> list[Point]:
     return [first, *(point for point in points if point is not first)]
 
 
-def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
+def _measured(
+    known: CallRecords, bench: Bench, contenders: Sequence[Contender], point: Point
+) -> Row:
     row = known.row(point)
     missing = [c for c, found in zip(contenders, row, strict=True) if found is None]
     if missing:
@@ -125,8 +129,12 @@ def _measured(known: _Known, bench: Bench, contenders: Sequence[Contender], poin
 
 
 @dataclass
-class _Known:
-    """The records of one call, by the contenders' labels; empty where records are off."""
+class CallRecords:
+    """The records of one call, by the contenders' labels; empty where records are off.
+
+    What was generated for a branch of a dispatch is recorded apart from what was generated for all
+    sizes: ``branch`` says for which.
+    """
 
     registration: Registration
     bench: Bench
@@ -156,24 +164,29 @@ class _Known:
 
     def row(self, point: Point) -> list[Measurement | None]:
         """What is known of each contender at ``point``."""
+        return [self.find(c.candidate.label, point) for c in self.contenders]
+
+    def find(self, label: str, point: Point, branch: str = "") -> Measurement | None:
         if self._records is None:
-            return [None] * len(self.contenders)
-        name = signature.probe_name(self.registration, self.bench.call, point)
-        row = []
-        for label, identity in self._identities.items():
-            found = self._records.find(name, identity)
-            row.append(None if found is None else replace(found, label=label))
-        return row
+            return None
+        name = signature.probe_name(self.registration, self.bench.call, point, branch)
+        found = self._records.find(name, self._identities[label])
+        return None if found is None else replace(found, label=label)
 
     def add(
-        self, point: Point, contenders: Sequence[Contender], measured: Sequence[Measurement]
+        self,
+        point: Point,
+        contenders: Sequence[Contender],
+        measured: Sequence[Measurement],
     ) -> None:
+        for contender, measurement in zip(contenders, measured, strict=True):
+            self.put(contender.candidate.label, point, measurement)
+
+    def put(self, label: str, point: Point, measurement: Measurement, branch: str = "") -> None:
         if self._records is None:
             return
-        name = signature.probe_name(self.registration, self.bench.call, point)
-        labels = [c.candidate.label for c in contenders]
-        found = zip(labels, measured, strict=True)
-        self._records.add(name, {self._identities[label]: m for label, m in found})
+        name = signature.probe_name(self.registration, self.bench.call, point, branch)
+        self._records.add(name, {self._identities[label]: measurement})
 
     def save(self) -> None:
         if self._records is not None:

@@ -155,6 +155,9 @@ class Plan:
             parts = [str(r.range) for r in self.results if merged.contains(r.range.start)]
             if len(parts) > 1:
                 lines.append(f"  merged: {' '.join(parts)} all run {label}")
+        again = [f"{r.range} {', '.join(r.as_generated)}" for r in self.results if r.as_generated]
+        if again:
+            lines.append(f"  measured as generated: {'; '.join(again)}")
         if self.region:
             lines.append(f"  in the branches: {', '.join(self.region)}")
         pieces = [f"{r} {label}" for r, label in self.chosen]
@@ -202,6 +205,7 @@ class Plan:
                         {"size": size, "measurements": _row_to_list(row)}
                         for size, row in result.probes
                     ],
+                    "as_generated": list(result.as_generated),
                 }
                 for result in self.results
             ],
@@ -237,6 +241,8 @@ class Plan:
                         _row_from_list(r["measurements"]),
                         str(r["winner"]),
                         tuple((p["size"], _row_from_list(p["measurements"])) for p in r["probes"]),
+                        # Not there in what was written before it was known.
+                        tuple(map(str, r.get("as_generated", ()))),
                     )
                     for r in data["ranges"]
                 ),

@@ -96,6 +96,13 @@ def phase(name: str, detail: str = "") -> None:
         tuning.line.show(tuning, f"{name} {detail}".strip())
 
 
+def more(count: int) -> None:
+    """There are ``count`` more times to find than ``start`` said."""
+    tuning = _current()
+    if tuning is not None:
+        tuning.total += count
+
+
 def row(size: int, measurements: Sequence[Measurement], measured: int) -> None:
     """All candidates' times at ``size`` are known; ``measured`` of them are new."""
     tuning = _current()
@@ -216,7 +223,7 @@ class _Bar:
         self._bar.set_postfix_str("; ".join(filter(None, [doing, tuning.best])))
 
     def advance(self, tuning: Tuning) -> None:
-        self._bar.n = tuning.done
+        self._bar.n, self._bar.total = tuning.done, tuning.total
         self._bar.set_postfix_str(tuning.best)
 
     def close(self) -> None:

@@ -66,10 +66,13 @@ def candidate_identity(candidate: Candidate, call: BoundCall) -> str:
     return description.identity([function, dict(candidate.params), dict(candidate.config_patches)])
 
 
-def probe_name(registration: Registration, call: BoundCall, point: Point) -> str:
-    """A probe's name in the records: the dispatched size, or all sizes where none is."""
+def probe_name(registration: Registration, call: BoundCall, point: Point, branch: str = "") -> str:
+    """A probe's name in the records: the dispatched size, or all sizes where none is.
+
+    What was generated for a ``branch`` has a name that says for which.
+    """
     if registration.dispatch_on is not None:
-        return str(point.size)
+        return f"{point.size} in the branch for {branch}" if branch else str(point.size)
     numbered = _Numbered()
     for operand in call.operands:
         _operand(operand, numbered)

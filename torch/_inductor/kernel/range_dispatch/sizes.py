@@ -61,10 +61,22 @@ class HintsDisagree(Exception):
 
 
 class BranchSizes(SizeVarAllocator):
-    """Answers for the sizes of a branch; what it answers by the branch's bounds needs no guard."""
+    """Answers for the sizes of a branch; what it answers by the branch's bounds needs no guard.
 
-    def __init__(self, shape_env: ShapeEnv, known: Known) -> None:
+    Args:
+        shape_env: Of the graph around the branch.
+        known: What holds in the branch.
+        first_call: The sizes that guards are evaluated at; by default those of ``shape_env``.
+    """
+
+    def __init__(
+        self,
+        shape_env: ShapeEnv,
+        known: Known,
+        first_call: Mapping[sympy.Symbol, Any] | None = None,
+    ) -> None:
         super().__init__(shape_env)
+        self._first_call = first_call
         self._hints = {s: sympy.Integer(value) for s, value in known.hints.items()}
         self._bounds = tuple({**shape_env.var_to_range, **known.bounds}.items())
         self._symbols = known.symbols
@@ -129,10 +141,9 @@ class BranchSizes(SizeVarAllocator):
             return
         if not self._guards:
             raise HintsDisagree(str(expr))
-        first_call = self.remove_precomputed_replacements(sympy.sympify(expr)).xreplace(
-            self.shape_env.backed_var_to_val
-        )
-        if first_call == sympy.false:
+        values = self._first_call or self.shape_env.backed_var_to_val
+        plain = self.remove_precomputed_replacements(sympy.sympify(expr))
+        if plain.xreplace(values) == sympy.false:
             raise HintsDisagree(str(expr))
         super().check(expr)
 

@@ -20,6 +20,8 @@ from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
     compiled_together,
+    generate_for_benchmark,
+    Generated,
 )
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
@@ -30,7 +32,9 @@ from torch._inductor.kernel.range_dispatch.inputs import (
     Point,
     real_tensors,
 )
+from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.kernel.range_dispatch.row import described, DeviceLost, Entrant, Row
+from torch._inductor.kernel.range_dispatch.sizes import Known
 from torch._inductor.kernel.range_dispatch.timing import free_memory
 from torch._inductor.kernel.range_dispatch.verify import Check
 from torch._library.utils import is_builtin
@@ -50,12 +54,14 @@ class Contender:
         trace: Traces it; see ``graph``.
         modules: The compiled benchmark modules. The first one nearly always serves all probes.
         broken: Why it is out everywhere: it does not compile, or gives another answer.
+        branch: The merged range that its modules are generated for; None for all sizes.
     """
 
     candidate: Candidate
     trace: Callable[[], GraphModule]
     modules: list[BenchmarkModule] = field(default_factory=list)
     broken: str | None = None
+    branch: Range | None = None
 
     @functools.cached_property
     def graph(self) -> GraphModule:
@@ -200,6 +206,14 @@ def _compile(bench: Bench, contender: Contender, point: Point) -> BenchmarkModul
     candidate = contender.candidate
     name = _identifier(candidate.label)
     return compile_for_benchmark(contender.graph, bench.call, point, candidate.config_patches, name)
+
+
+def generate(
+    bench: Bench, contender: Contender, point: Point, known: Known | None = None
+) -> Generated:
+    """The code of a benchmark module, for a branch in which something is ``known``."""
+    patches, name = contender.candidate.config_patches, _identifier(contender.candidate.label)
+    return generate_for_benchmark(contender.graph, bench.call, point, patches, name, known)
 
 
 def _identifier(label: str) -> str:

@@ -1,0 +1,331 @@
+# Owner(s): ["module: inductor"]
+"""Candidates that nearly tie are measured again as their branches are generated."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from range_dispatch_common import (
+    config,
+    counters,
+    define_op,
+    DEVICES,
+    HAS_CPU,
+    HAS_GPU,
+    inductor_config,
+    OP_LABEL,
+    predicates,
+    RangeDispatchTestCase,
+    report,
+    run_and_get_code,
+)
+
+import torch
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import as_generated, records, tuner
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
+from torch._inductor.kernel.range_dispatch.plan import Plan
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+WIDTH = 32
+SMALL, MIDDLE, LARGE = 8, 4096, 100_000
+
+
+def one(x, w):
+    return x * w + 1.0
+
+
+def two(x, w):
+    return x * w + 2.0
+
+
+def three(x, w):
+    return x * w + 3.0
+
+
+ADDED = {"one": 1.0, "two": 2.0, "three": 3.0, OP_LABEL: 0.0}
+
+
+class AsGeneratedTestCase(RangeDispatchTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        stack.enter_context(config.patch(remeasure_margin=0.1))
+        # The loops of the first module are parallel, those of a branch for small sizes are not.
+        stack.enter_context(inductor_config.patch({"cpp.threads": 4}))
+        self.asked: list[tuple[str, str, int]] = []
+
+    def register(self, **options):
+        self.op = define_op("tied", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(f) for f in (one, two, three)],
+            **{
+                "dispatch_on": {"tensor_name": "x", "dim": 0, "range_upper_bound": LARGE},
+                "split_points": [SMALL, MIDDLE],
+                **options,
+            },
+        )
+
+    @contextlib.contextmanager
+    def times(self, first, again=None, method=""):
+        """Fake the timings: ``first`` by size and label, ``again`` by label and branch; else 9."""
+        again = again or {}
+
+        def fake(bench, contenders, point):
+            row = []
+            for contender in contenders:
+                label, branch = contender.candidate.label, contender.branch
+                milliseconds = first[point.size].get(label, 9.0)
+                if branch is not None:
+                    self.asked.append((label, str(branch), point.size))
+                    milliseconds = again.get((label, str(branch)), milliseconds)
+                row.append(Measurement(label, milliseconds, method=method if branch else ""))
+            return row
+
+        with mock.patch.object(tuner, "measure", fake):
+            yield
+
+    def tune(self, first, again=None, method=""):
+        """Compile and run in all ranges; the plan, and the generated code."""
+        torch._dynamo.reset()
+        x = torch.randn(4, WIDTH)
+        w = torch.randn(WIDTH)
+        compiled = torch.compile(lambda x, w: self.op(x, w), dynamic=True, fullgraph=True)
+        with self.times(first, again, method):
+            _, codes = run_and_get_code(compiled, x, w)
+        plan = report.plans()[-1]
+        for size in (2, SMALL, SMALL + 1, MIDDLE, MIDDLE + 1):
+            label = next(label for range, label in plan.chosen if range.contains(size))
+            x = torch.randn(size, WIDTH)
+            self.assertEqual(compiled(x, w), x * w + ADDED[label])
+        return plan, codes[-1]
+
+    def chosen(self, plan):
+        return [(str(range), label) for range, label in plan.chosen]
+
+
+TIED = {
+    SMALL: {"two": 1.0, "three": 1.05},
+    MIDDLE: {"one": 1.0, "two": 2.0},
+    LARGE: {"one": 1.0, "three": 2.0},
+}
+APART = [("[0, 8]", "two"), ("[9, inf]", "one")]
+ASKED = [("two", "[0, 8]", SMALL), ("three", "[0, 8]", SMALL)]
+# The code for the middle of the sizes is that for large ones.
+SAME = {SMALL: {"two": 1.0}, MIDDLE: {"one": 1.0, "two": 1.05}, LARGE: {"one": 1.0}}
+
+
+class AsGeneratedTest(AsGeneratedTestCase):
+    def test_the_close_candidates_of_the_close_range_are_measured_again(self):
+        self.register()
+        plan, _ = self.tune(TIED)
+        self.assertEqual(self.asked, ASKED)
+        self.assertEqual(self.chosen(plan), APART)
+        self.assertEqual([r.as_generated for r in plan.results], [("two", "three"), (), ()])
+        self.assertIn("measured as generated: [0, 8] two, three", str(plan))
+        self.assertEqual(Plan.from_json(plan.to_json()), plan)
+
+    def test_what_runs_decides(self):
+        self.register()
+        plan, code = self.tune(TIED, {("three", "[0, 8]"): 0.5})
+        self.assertEqual(self.chosen(plan), [("[0, 8]", "three"), ("[9, inf]", "one")])
+        self.assertEqual(predicates(code), [SMALL])
+        by_label = {m.label: m.milliseconds for m in plan.results[0].measurements}
+        self.assertEqual((by_label["three"], by_label["one"]), (0.5, 9.0))
+
+    def test_who_is_ahead_then_is_measured_as_well(self):
+        self.register()
+        first = {SMALL: TIED[SMALL], MIDDLE: {OP_LABEL: 1.0}, LARGE: {OP_LABEL: 1.0}}
+        slower = {("two", "[0, 8]"): 9.5, ("three", "[0, 8]"): 9.25, ("one", "[0, 8]"): 9.3}
+        plan, _ = self.tune({**first, SMALL: {**TIED[SMALL], OP_LABEL: 9.9}}, slower)
+        self.assertEqual(self.asked[:2], ASKED)
+        self.assertIn(("one", "[0, 8]", SMALL), self.asked)
+        self.assertEqual(self.chosen(plan), [("[0, 8]", "three"), ("[9, inf]", OP_LABEL)])
+
+    def test_the_op_is_close_where_the_threshold_is(self):
+        self.register(min_speedup_threshold=1.5)
+        first = {
+            SMALL: {"two": 1.0, OP_LABEL: 1.6},
+            MIDDLE: {"one": 1.0, OP_LABEL: 3.0},
+            LARGE: {"one": 1.0, OP_LABEL: 3.0},
+        }
+        plan, _ = self.tune(first, {("two", "[0, 8]"): 1.1})
+        # An opaque op is the same code in all branches.
+        self.assertEqual(self.asked, [("two", "[0, 8]", SMALL)])
+        self.assertEqual([r.winner for r in plan.results], [OP_LABEL, "one", "one"])
+
+    def test_the_same_code_is_not_measured_again(self):
+        self.register()
+        with self.assertLogs(as_generated.log, "DEBUG") as logs:
+            plan, _ = self.tune(SAME)
+        self.assertEqual(self.asked, [])
+        self.assertIn("one is the same code for [9, inf]", "".join(logs.output))
+        self.assertEqual(self.chosen(plan), APART)
+
+    @parametrize("margin,asked", [(0.0, []), (0.04, []), (0.06, ASKED)])
+    def test_the_margin(self, margin, asked):
+        self.register()
+        with config.patch(remeasure_margin=margin):
+            self.tune(TIED)
+        self.assertEqual(self.asked, asked)
+
+    @parametrize("most,asked", [(2, []), (3, []), (4, ASKED)])
+    def test_the_closest_come_first(self, most, asked):
+        self.register()
+        with config.patch(remeasure_most=most):
+            self.tune({**TIED, LARGE: {"one": 1.0, "two": 1.025}})
+        self.assertEqual(self.asked, asked)
+
+    def test_what_is_inlined_is_not_measured_again(self):
+        self.register()
+        tied = {size: {"two": 1.0, "three": 1.05} for size in (SMALL, MIDDLE, LARGE)}
+        plan, _ = self.tune(tied)
+        self.assertEqual((self.asked, self.chosen(plan)), ([], [("[0, inf]", "two")]))
+
+    def test_who_would_win_everywhere_is_inlined_as_it_was_measured(self):
+        self.register()
+        first = {**TIED, SMALL: {"three": 1.0, "one": 1.05}}
+        plan, code = self.tune(first, {("three", "[0, 8]"): 1.2})
+        self.assertEqual(self.asked, [("three", "[0, 8]", SMALL)])
+        self.assertEqual(self.chosen(plan), [("[0, inf]", "one")])
+        self.assertEqual(predicates(code), [])
+
+    def test_times_by_another_method_are_not_taken(self):
+        self.register()
+        plan, _ = self.tune(TIED, {("three", "[0, 8]"): 0.5}, "events")
+        self.assertEqual((self.asked, self.chosen(plan)), (ASKED, APART))
+
+    def test_what_cannot_be_generated_for_its_branch_keeps_its_time(self):
+        self.register()
+        real = tuner.generate_for_benchmark
+
+        def failing(graph, call, point, patches, name, known=None):
+            if known is not None and name == "three":
+                raise RuntimeError("not for this range")
+            return real(graph, call, point, patches, name, known)
+
+        with mock.patch.object(tuner, "generate_for_benchmark", failing):
+            plan, _ = self.tune(TIED, {("three", "[0, 8]"): 0.5})
+        self.assertEqual((self.asked, self.chosen(plan)), (ASKED[:1], APART))
+
+    @parametrize("device", DEVICES)
+    def test_measured(self, device):
+        def right(x, w):
+            return w * x
+
+        def wrong_for_many(x, w):
+            return torch.mul(x, w)
+
+        op = define_op("close", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(right), CustomOpConfig(wrong_for_many)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": LARGE},
+            split_points=[SMALL, MIDDLE],
+        )
+        everything = {"remeasure_margin": 1e9, "remeasure_most": 20, "force_no_merge": True}
+        function = lambda x, w: op(x, w)  # noqa: E731
+        compiled = torch.compile(function, dynamic=True, fullgraph=True)
+        with config.patch(tuning_rounds=1, tuning_budget_ms=0.01, early_stop=1e9, **everything):
+            for size in (4, SMALL + 1, MIDDLE + 1):
+                x, w = torch.randn(size, WIDTH, device=device), torch.randn(WIDTH, device=device)
+                self.check(compiled, function, x, w)
+        (plan,) = report.plans()
+        self.assertEqual(counters["stats"]["unique_graphs"], 1)
+        labels = {"right", "wrong_for_many", OP_LABEL}
+        self.assertEqual([set(r.as_generated) for r in plan.results], [labels] * 3)
+        self.assertTrue(all(m.error is None for r in plan.results for m in r.measurements))
+
+
+class RecordedTest(AsGeneratedTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(config.patch(use_records=True, records_folder=str(self.folder)))
+        stack.enter_context(
+            mock.patch(
+                "torch._inductor.kernel.range_dispatch.signature.cache_dir",
+                return_value=str(self.folder / "cache"),
+            )
+        )
+        self.addCleanup(records.forget)
+        records.forget()
+
+    def generated(self):
+        """The names of all benchmark modules that are generated."""
+        names = []
+        real = tuner.generate_for_benchmark
+
+        def noting(*args):
+            names.append(args[4])
+            return real(*args)
+
+        patched = mock.patch.object(tuner, "generate_for_benchmark", noting)
+        return names, patched
+
+    @parametrize("deterministic", [False, True])
+    def test_a_warm_process_measures_and_generates_nothing(self, deterministic):
+        self.register()
+        again = {("three", "[0, 8]"): 0.5}
+        cold, _ = self.tune(TIED, again)
+        self.assertEqual(self.asked, ASKED)
+        self.asked.clear()
+        records.forget()
+        names, noting = self.generated()
+        fails = mock.patch.object(tuner, "measure", side_effect=AssertionError("measured"))
+        with (
+            noting,
+            config.patch(deterministic=deterministic),
+            mock.patch.object(self, "times", lambda *args: fails),
+        ):
+            warm, _ = self.tune(TIED)
+        self.assertEqual((names, warm.origin), ([], "recorded"))
+        self.assertEqual(
+            (warm.chosen, [r.as_generated for r in warm.results]),
+            (cold.chosen, [r.as_generated for r in cold.results]),
+        )
+
+    def test_the_same_code_is_not_generated_again(self):
+        self.register()
+        names, noting = self.generated()
+        with noting:
+            self.tune(SAME)
+            self.assertEqual(set(names), {"one", "two"})
+            names.clear()
+            records.forget()
+            self.tune(SAME)
+        self.assertEqual((names, self.asked), ([], []))
+
+    def test_times_of_another_branch_are_not_taken(self):
+        self.register()
+        self.tune(TIED, {("three", "[0, 8]"): 0.5})
+        self.asked.clear()
+        self.register(split_points=[2 * SMALL, MIDDLE], probe_sizes=[SMALL, MIDDLE, LARGE])
+        plan, _ = self.tune(TIED)
+        branch = "[0, 16]"
+        self.assertEqual(self.asked, [("two", branch, SMALL), ("three", branch, SMALL)])
+        self.assertEqual(plan.results[0].winner, "two")
+
+    def test_a_deterministic_process_measures_nothing(self):
+        self.register()
+        with config.patch(remeasure_margin=0.0):
+            self.tune(TIED)
+        with config.patch(deterministic=True):
+            plan, _ = self.tune(TIED, {("three", "[0, 8]"): 0.5})
+        self.assertEqual((self.asked, self.chosen(plan)), ([], APART))
+
+
+instantiate_parametrized_tests(AsGeneratedTest)
+instantiate_parametrized_tests(RecordedTest)
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU or HAS_GPU:
+        run_tests()

@@ -1,0 +1,270 @@
+"""Candidates that nearly tie, measured as they will be generated.
+
+A candidate has one benchmark module for all sizes, but the branch that runs in the end is generated
+for its own range, with other block sizes, loop splits and index types (``sizes``). Where it is
+clear who wins, that makes no difference. Where it is not, the winner and those close to it are
+generated again, each for the branch that it would be in; if that is other code, it is measured, and
+the winners are chosen again. Only a dispatch has branches: one winner throughout is inlined, and is
+generated for all sizes, as it was measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sympy
+
+from torch._inductor.kernel.range_dispatch import config, grid, progress, tuner
+from torch._inductor.kernel.range_dispatch.benchmark_module import (
+    BenchmarkModule,
+    compiled_together,
+    Generated,
+)
+from torch._inductor.kernel.range_dispatch.choosing import (
+    choose,
+    close,
+    combine,
+    Rules,
+)
+from torch._inductor.kernel.range_dispatch.grid import CallRecords, Measured, Row
+from torch._inductor.kernel.range_dispatch.inputs import Point
+from torch._inductor.kernel.range_dispatch.ranges import Range
+from torch._inductor.kernel.range_dispatch.sizes import Known
+from torch._inductor.kernel.range_dispatch.tuner import Contender
+
+
+log = logging.getLogger(__name__)
+
+# How often winners are chosen again: with other winners, other ranges merge.
+_ROUNDS = 3
+
+# A candidate in the branch for a merged range.
+Cell = tuple[str, Range]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """How winners become branches.
+
+    Attributes:
+        ranges: The ranges of the dispatch, in ascending order.
+        merge: From a winner for each range to the merged ranges.
+        known: What holds in the branch for a merged range.
+        size: The size that is dispatched on.
+    """
+
+    ranges: Sequence[Range]
+    merge: Callable[[Sequence[str]], Sequence[Range]]
+    known: Callable[[Range], Known | None]
+    size: sympy.Expr
+
+    def cell(self, winners: Sequence[str], place: int, label: str) -> Cell:
+        """Where ``label`` would be if it won the range at ``place`` instead."""
+        instead = [*winners[:place], label, *winners[place + 1 :]]
+        start = self.ranges[place].start
+        return label, next(merged for merged in self.merge(instead) if merged.contains(start))
+
+    def is_inlined(self, branch: Range) -> bool:
+        """Whether ``branch`` is for all sizes, and so is none."""
+        return branch.start == self.ranges[0].start and branch.end == self.ranges[-1].end
+
+    def name(self, branch: Range) -> str:
+        """``branch``, with the size that its code is made for."""
+        known = self.known(branch)
+        if known is None:
+            return str(branch)
+        values = {s: sympy.Integer(value) for s, value in known.hints.items()}
+        return f"{branch} at {self.size.xreplace(values)}"
+
+
+@dataclass
+class Ranking:
+    """Chooses winners again by the times of what will run.
+
+    Attributes:
+        records: Of the call.
+        branches: How winners become branches.
+        points: The probes of each range.
+        measured: What is known of each range.
+        rules: How winners are chosen.
+    """
+
+    records: CallRecords
+    branches: Branches
+    points: Sequence[Sequence[Point]]
+    measured: Sequence[Measured]
+    rules: Rules
+    # Of a range, by its place, and a cell: times at the probes.
+    _times: dict[tuple[int, Cell], Row] = field(default_factory=dict)
+    _tried: set[tuple[int, Cell]] = field(default_factory=set)
+    # Of a cell: its code, where it is not that for all sizes, compiled.
+    _modules: dict[Cell, BenchmarkModule | None] = field(default_factory=dict)
+
+    def choose_again(self, winners: Sequence[str]) -> tuple[list[Measured], list[str]]:
+        """What is known now, and the winners by that."""
+        chosen = list(winners)
+        for _ in range(_ROUNDS):
+            self._find_out(chosen)
+            again = choose([m.row for m in self._known(chosen)], self.rules)
+            if again == chosen:
+                break
+            chosen = again
+        return self._known(chosen), chosen
+
+    def _known(self, winners: Sequence[str]) -> list[Measured]:
+        """What is known of each range, where the other ranges have these winners."""
+
+        def times(place: int, label: str) -> Row | None:
+            return self._times.get((place, self.branches.cell(winners, place, label)))
+
+        known = []
+        for place, first in enumerate(self.measured):
+            again = {m.label: times(place, m.label) for m in first.row}
+            found = {label: row for label, row in again.items() if row is not None}
+            if not found:
+                known.append(first)
+                continue
+            probes = tuple(
+                (size, tuple(found[m.label][i] if m.label in found else m for m in row))
+                for i, (size, row) in enumerate(first.probes)
+            )
+            row = tuple(combine([row for _, row in probes]))
+            known.append(Measured(probes, row, first.out, tuple(found)))
+        return known
+
+    def _find_out(self, winners: Sequence[str]) -> None:
+        """Get the times of those that nearly tie."""
+        rows = {
+            place: cells
+            for place, cells in self._close(winners).items()
+            if any((place, cell) not in self._tried for cell in cells)
+        }
+        self._tried.update((place, cell) for place, cells in rows.items() for cell in cells)
+        missing = {place: cells for place, cells in rows.items() if not self._look_up(place, cells)}
+        if missing and not grid.pinned():
+            self._compile({cell: place for place, cells in missing.items() for cell in cells})
+            for place, cells in missing.items():
+                self._measure(place, cells)
+            self.records.save()
+
+    def _close(self, winners: Sequence[str]) -> dict[int, list[Cell]]:
+        """By the place of a range who nearly ties there, the winner first."""
+        if len(self.branches.merge(winners)) == 1:
+            return {}
+        known = self._known(winners)
+        ties = []
+        for place, winner in enumerate(winners):
+            rivals = close(known[place].row, winner, self.rules, config.remeasure_margin)
+            if rivals and all(row for _, row in known[place].probes):
+                labels = [winner, *(label for _, label in rivals)]
+                ties.append((abs(rivals[0][0]), place, labels))
+        taken = {cell for _, cell in self._tried}
+        found = {}
+        for _, place, labels in sorted(ties):
+            cells = [self.branches.cell(winners, place, label) for label in labels]
+            while len(taken.union(cells)) > config.remeasure_most:
+                cells.pop()
+            if len(cells) > 1:
+                taken.update(cells)
+                found[place] = cells
+        return found
+
+    def _look_up(self, place: int, cells: Iterable[Cell]) -> bool:
+        """Take the times from the records; False where they do not have all of them."""
+        rows = {}
+        for label, branch in cells:
+            name = self.branches.name(branch)
+            row = [self.records.find(label, point, name) for point in self.points[place]]
+            rows[place, (label, branch)] = [m for m in row if m is not None]
+            if None in row:
+                return False
+        self._times.update(rows)
+        progress.more(len(rows) * len(self.points[place]))
+        for i, point in enumerate(self.points[place]):
+            progress.row(point.size, [row[i] for row in rows.values()], 0)
+        return True
+
+    def _compile(self, cells: Mapping[Cell, int]) -> None:
+        """Generate cells, given the place of a range of each, and compile what is other code.
+
+        What can't be generated for its branch is generated for all sizes when it comes to that.
+        """
+        new = {cell: place for cell, place in cells.items() if cell not in self._modules}
+        self._modules.update(dict.fromkeys(new))
+
+        def without(cell: Cell, reason: Exception) -> None:
+            log.debug("%s: %s is not made for %s", self._op, *cell, exc_info=reason)
+            self._modules[cell] = None
+
+        with compiled_together() as finish:
+            for cell, place in new.items():
+                try:
+                    code = self._other_code(cell, place)
+                    if code is None:
+                        log.debug("%s: %s is the same code for %s", self._op, *cell)
+                        continue
+                    log.info("%s: compiling %s for %s", self._op, *cell)
+                    self._modules[cell] = code.compile()
+                except Exception as reason:
+                    without(cell, reason)
+            for cell in new:
+                module = self._modules[cell]
+                try:
+                    if module is not None:
+                        finish(module.function)
+                except Exception as reason:
+                    without(cell, reason)
+
+    def _other_code(self, cell: Cell, place: int) -> Generated | None:
+        """The code of ``cell``; None where it is that for all sizes."""
+        label, branch = cell
+        known = self.branches.known(branch)
+        if known is None or self.branches.is_inlined(branch):
+            return None
+        progress.phase("compile", f"{label} for {branch}")
+        bench, contender = self.records.bench, self._contender(label)
+        first = contender.module_at(self.points[place][0])
+        every = grid.middle_first([point for at in self.points for point in at])
+        plain = first or tuner.generate(bench, contender, every[0])
+        own = tuner.generate(bench, contender, self.points[place][-1], known)
+        return None if own.code == plain.code else own
+
+    def _contender(self, label: str) -> Contender:
+        return next(c for c in self.records.contenders if c.candidate.label == label)
+
+    @property
+    def _op(self) -> str:
+        return self.records.bench.call.op.name()
+
+    def _measure(self, place: int, cells: Sequence[Cell]) -> None:
+        """Time ``cells`` in one row at each probe of a range, unless none of them is other code."""
+        points = self.points[place]
+        contenders = [self._entrant(cell, points) for cell in cells]
+        rows: list[Row] = []
+        for point, (_, first) in zip(points, self.measured[place].probes, strict=True):
+            before = {m.label: m for m in first}
+            row = [before[label] for label, _ in cells]
+            if any(contender.branch is not None for contender in contenders):
+                again = tuner.measure(self.records.bench, contenders, point)
+                if not again or not _comparable(row, again):
+                    return
+                progress.more(len(again))
+                progress.row(point.size, again, len(again))
+                row = again
+            rows.append(row)
+        for cell, times in zip(cells, zip(*rows, strict=True), strict=True):
+            self._times[place, cell] = list(times)
+            for point, measurement in zip(points, times, strict=True):
+                self.records.put(cell[0], point, measurement, self.branches.name(cell[1]))
+
+    def _entrant(self, cell: Cell, points: Sequence[Point]) -> Contender:
+        contender, module = self._contender(cell[0]), self._modules.get(cell)
+        if module is None or not all(map(module.serves, points)):
+            return contender
+        return Contender(contender.candidate, lambda: contender.graph, [module], branch=cell[1])
+
+
+def _comparable(one: Row, other: Row) -> bool:
+    return len({m.method for m in (*one, *other) if m.error is None}) <= 1
