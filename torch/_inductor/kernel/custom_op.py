@@ -37,6 +37,7 @@ from torch._inductor.kernel.range_dispatch import (
     dispatch,
     fingerprint,
     grid,
+    one_kernel,
     region,
     report,
 )
@@ -61,6 +62,7 @@ from torch._inductor.kernel.range_dispatch.choosing import (
 )
 from torch._inductor.kernel.range_dispatch.grid import Measured
 from torch._inductor.kernel.range_dispatch.inputs import hinted_point, NoSuchPoint, Point, point_at
+from torch._inductor.kernel.range_dispatch.one_kernel import OneKernel
 from torch._inductor.kernel.range_dispatch.ranges import (
     DEFAULT_RANGE_UPPER_BOUND,
     merge_neighbours,
@@ -98,6 +100,7 @@ from torch._inductor.virtualized import V
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 from torch.fx import map_arg, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 
 __all__ = [
@@ -452,6 +455,10 @@ def _range_based_lowering_fn(
     if len(chosen) == 1:
         report.record(tuned.plan)
         return tuned.contest.inline(chosen[0][1][0])
+    if joint is None:
+        together_in_one = _in_one_kernel(tuned)
+        if together_in_one is not None:
+            return together_in_one
     for each in everything:
         report.record(each.plan)
     region_call = joint if joint is not None and together else tuned.contest.call
@@ -461,7 +468,10 @@ def _range_based_lowering_fn(
 
 @dataclass(frozen=True)
 class _Tuned:
-    """One call, tuned: its contest, where the size is read, the merged ranges, and the report."""
+    """One call, tuned: its contest, where the size is read, the merged ranges, and the report.
+
+    ``points`` are the probes, each with the label of the winner there.
+    """
 
     contest: _Contest
     operand: int
@@ -469,6 +479,7 @@ class _Tuned:
     size: sympy.Expr
     chosen: Sequence[tuple[Range, Candidate]]
     plan: report.Plan
+    points: Sequence[tuple[str, Point]]
 
 
 def _tune_ranges(
@@ -477,13 +488,13 @@ def _tune_ranges(
     operand, dim, size = _dispatched_size(registration, call)
     ranges = _reachable_ranges(registration, size)
     contest = _prepare(registration, call, candidates, size)
-    results = contest.tune(
-        ranges, lambda range: _probes(registration, contest.bench.call, size, range), size
-    )
+    probes = {r: _probes(registration, contest.bench.call, size, r) for r in ranges}
+    results = contest.tune(ranges, probes.__getitem__, size)
     chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results], Candidate.same_as)
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
     plan = contest.plan(where, str(size), results, chosen)
-    return _Tuned(contest, operand, dim, size, chosen, plan)
+    points = [(result.winner, point) for result in results for point in probes[result.range]]
+    return _Tuned(contest, operand, dim, size, chosen, plan, points)
 
 
 def _tune_node(node: Node) -> _Tuned | None:
@@ -542,6 +553,44 @@ def _cut(
         )
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def _in_one_kernel(tuned: _Tuned) -> Any:
+    """The branches as one piece of pointwise IR; None where they are not, or it is slower."""
+    contest, alone = tuned.contest, tuned.contest.alone
+    ranges, winners = zip(*tuned.chosen, strict=True)
+    if (
+        not config.unified_pointwise
+        or _kept_apart()
+        or _forced() is not None
+        or any(winner.is_op or winner.config_patches for winner in winners)
+        or free_unbacked_symbols(tuned.size)
+    ):
+        return None
+    try:
+        graphs = {w.label: contest.graph_alone(w) for w in winners}
+    except Rejected as reason:  # where it fits with its neighbours alone
+        log.debug("%s: branches stay apart: %s", alone.op, reason)
+        return None
+    traces = [graphs[winner.label] for winner in winners]
+    why = one_kernel.refusal(traces)
+    if why is not None:
+        log.debug("%s: branches stay apart: %s", alone.op, why)
+        return None
+    name = contest.registration.name
+    kernel = OneKernel(name, alone, contest.ref, ranges, winners, traces, tuned.operand, tuned.dim)
+    records = grid.CallRecords(contest.registration, contest.bench, contest.contenders)
+    if not one_kernel.no_slower(kernel, records, tuned.points):
+        return None
+    try:
+        with compat.frozen_guards(V.graph.sizevars.shape_env):
+            outputs = kernel.lower(region.given(alone))
+    except Exception as reason:  # as branches, it can be lowered
+        log.info("%s: branches stay apart: %s", alone.op, reason)
+        return None
+    log.info("%s: %s", alone.op, kernel)
+    report.record(replace(tuned.plan, one_kernel=True))
+    return contest.ref.pack(outputs)
 
 
 def _all_same(one: tuple[Candidate, ...], other: tuple[Candidate, ...]) -> bool:
@@ -665,9 +714,13 @@ def _probes(
 def _merge(
     winners: Sequence[tuple[Range, T]], same: Callable[[T, T], bool]
 ) -> list[tuple[Range, T]]:
-    if config.force_no_merge or compat.stock_test_switch("force_no_impl_grouping"):
-        return list(winners)
-    return merge_neighbours(winners, same)
+    return list(winners) if _kept_apart() else merge_neighbours(winners, same)
+
+
+def _kept_apart() -> bool:
+    """Whether a test switch asks for a dispatch with a branch for each range."""
+    switch = compat.stock_test_switch("force_no_impl_grouping")
+    return bool(config.force_no_merge or switch)
 
 
 def _forced() -> bool | None:
@@ -860,14 +913,20 @@ class _Contest:
             op = self.call.op
             known = op in lowering.lowerings and op not in lowering.fallbacks
             return None if known else _normal_lowering(self.alone)
-        if self.bench.call is self.alone:
-            (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
-        else:
-            graph = trace(winner, self.alone, self.ref, fake_operands(self.alone))
         outputs = dispatch.inline(
-            graph, region.given(self.alone), self.registration.name, winner.config_patches
+            self.graph_alone(winner),
+            region.given(self.alone),
+            self.registration.name,
+            winner.config_patches,
         )
         return self.ref.pack(outputs)
+
+    def graph_alone(self, winner: Candidate) -> torch.fx.GraphModule:
+        """The trace of ``winner`` over the operands of the call, without its neighbours."""
+        if self.bench.call is self.alone:
+            (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
+            return graph
+        return trace(winner, self.alone, self.ref, fake_operands(self.alone))
 
     def choice(self, winner: Candidate, result: Any) -> AutotuneChoice:
         first = self.ref.outputs[0]

@@ -148,7 +148,7 @@ def generate_for_benchmark(
     settings = {"benchmark_fusion": False, "graph_partition": False, "cpp_wrapper": False}
     settings |= config_patches
     with V.set_fake_mode(world.mode):
-        own = _with_values(graph, world)
+        own = with_values(graph, world.mode, world.operands)
         lowering = GraphLowering(
             own,
             example_inputs=list(world.operands),
@@ -307,12 +307,12 @@ class _World:
         return tuple(guard.expr.xreplace(back) for guard in self.env.guards)
 
 
-def _with_values(graph: GraphModule, world: _World) -> GraphModule:
-    """``graph`` with the fake values of ``world`` on its nodes; the original keeps its own."""
+def with_values(graph: GraphModule, mode: FakeTensorMode, operands: Sequence[Any]) -> GraphModule:
+    """``graph`` with the fake values of ``operands`` on its nodes; the original keeps its own."""
     copied = Graph()
     copied.output(copied.graph_copy(graph.graph, {}))
     own = GraphModule(graph, copied)
-    FakeTensorProp(own, world.mode).propagate_dont_convert_inputs(*world.operands)
+    FakeTensorProp(own, mode).propagate_dont_convert_inputs(*operands)
     for node in copied.nodes:
         # What a layout constraint compares the operands of an opaque op with.
         if "eager_input_vals" in node.meta:

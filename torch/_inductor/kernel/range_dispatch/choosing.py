@@ -175,7 +175,7 @@ def _good_enough(row: Sequence[Measurement], rules: Rules) -> set[str]:
     if not able:
         return {rules.op}
     best = min(able.values(), key=lambda m: m.milliseconds)
-    return {label for label, m in able.items() if not _beats(best, m, rules.noise)}
+    return {label for label, m in able.items() if not beats(best, m, rules.noise)}
 
 
 def _eligible(row: Sequence[Measurement], rules: Rules) -> list[Measurement]:
@@ -199,7 +199,7 @@ def _eligible(row: Sequence[Measurement], rules: Rules) -> list[Measurement]:
     return others if rules.force and others else [*others, op]
 
 
-def _beats(one: Measurement, other: Measurement, noise: float) -> bool:
+def beats(one: Measurement, other: Measurement, noise: float) -> bool:
     """Whether ``one`` is faster than ``other`` by more than the noise."""
     margin = max(noise * one.milliseconds, one.spread + other.spread)
     return one.milliseconds + margin < other.milliseconds

@@ -44,6 +44,12 @@ remeasure_margin: float = float(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_M
 # call. The closest ranges come first.
 remeasure_most: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MOST", "6"))
 
+# Where all branches compute each element by itself, over the same elements and from the same
+# tensors, compute them in one kernel that compares the size, if that measures no slower at any
+# probe. There is no `if` in the generated wrapper then, unless force_no_merge, or stock's switch
+# for that, asks for one.
+unified_pointwise: bool = os.environ.get("TORCH_RANGE_DISPATCH_UNIFIED_POINTWISE") == "1"
+
 # A candidate that took more than this many times the fastest one's time in two rounds is clearly
 # out, and is not timed in the others. With every further round the distance from 1 halves.
 early_stop: float = float(os.environ.get("TORCH_RANGE_DISPATCH_EARLY_STOP", "2"))

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch._inductor import config as inductor_config
-from torch._inductor.kernel.range_dispatch import config, progress, signature, tuner
+from torch._inductor.kernel.range_dispatch import config, description, progress, signature, tuner
+from torch._inductor.kernel.range_dispatch.candidates import Candidate
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
 from torch._inductor.kernel.range_dispatch.inputs import Point
+from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.kernel.range_dispatch.records import Records
 from torch._inductor.kernel.range_dispatch.registration import Registration
 from torch._inductor.kernel.range_dispatch.tuner import Bench, Contender
@@ -155,6 +157,12 @@ class CallRecords:
             c.candidate.label: signature.candidate_identity(c.candidate, call)
             for c in self.contenders
         }
+
+    def introduce(self, label: str, made_of: Sequence[Candidate], ranges: Sequence[Range]) -> None:
+        """Have records for what is made of several candidates, each for a range."""
+        parts = [signature.candidate_identity(candidate, self.bench.call) for candidate in made_of]
+        if self._records is not None:
+            self._identities[label] = description.identity([label, parts, [*map(str, ranges)]])
 
     def labels(self) -> set[str]:
         """The contenders of which anything is known."""

@@ -43,6 +43,7 @@ class Plan:
         compile_id: Dynamo's number of the compilation, such as ``0/0``; empty outside of one.
         called_from: The user's line that calls the op, as ``file:line in function``.
         backward: Whether the call is in a backward graph.
+        one_kernel: Whether what runs in the merged ranges is one kernel, and no dispatch.
     """
 
     op: str
@@ -60,6 +61,7 @@ class Plan:
     compile_id: str = ""
     called_from: str = ""
     backward: bool = False
+    one_kernel: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -162,6 +164,8 @@ class Plan:
             lines.append(f"  in the branches: {', '.join(self.region)}")
         pieces = [f"{r} {label}" for r, label in self.chosen]
         verb = "dispatched" if len(self.chosen) > 1 else "inlined"
+        if self.one_kernel:
+            verb = "in one kernel"
         lines.append(f"  {verb}: {'; '.join(pieces)}")
         if gains := self.predicted():
             lines.append(f"  predicted: {gains}")
@@ -191,6 +195,7 @@ class Plan:
             "compile_id": self.compile_id,
             "called_from": self.called_from,
             "backward": self.backward,
+            "one_kernel": self.one_kernel,
             "tuning_seconds": self.tuning_seconds,
             "costs": dict(self.costs),
             "ranges": [
@@ -257,6 +262,7 @@ class Plan:
                 compile_id=str(data["compile_id"]),
                 called_from=str(data["called_from"]),
                 backward=bool(data["backward"]),
+                one_kernel=bool(data.get("one_kernel", False)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan of format {FORMAT}: {error!r}") from None

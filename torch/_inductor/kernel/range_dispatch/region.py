@@ -430,6 +430,13 @@ def _inlines(node: Node) -> bool:
     )
 
 
+def is_elementwise(node: Node) -> bool:
+    """Whether ``node`` computes each element by itself, or a size."""
+    if node.op != "call_function":
+        return False
+    return _is_arithmetic(node) or (_functional(node) and _inlines(node))
+
+
 def _following(node: Node) -> Iterator[Node]:
     while (node := node.next).op != "root":
         yield node
