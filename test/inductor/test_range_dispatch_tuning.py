@@ -785,6 +785,75 @@ class ProbesTest(TuningTestCase):
             self.check(compiled, call, torch.randn(3, 7, 6))
         self.assertEqual(probes, [18, 6, 9, 99])
 
+    def dispatch(self, call, *shapes, top, split_points):
+        """Compile ``call(op, *tensors)`` and run it; the probes, and the plan if there is one."""
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(right), CustomOpConfig(reordered)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": top},
+            split_points=split_points,
+        )
+        ends = [*split_points, math.inf]
+        labels = ["right", "reordered", OP_LABEL]
+
+        def pick(size):  # another one than in the ranges next to it
+            return labels[next(i for i, end in enumerate(ends) if size <= end) % 3]
+
+        with force_winners(pick) as probes:
+            compiled = torch.compile(lambda *a: call(self.op, *a), dynamic=True, fullgraph=True)
+            for shape in shapes:
+                tensors = [torch.randn(n, 6) for n in shape]
+                self.check(compiled, lambda *a: call(self.op, *a), *tensors)
+        (plan,) = report.plans()
+        return probes, plan
+
+    def test_the_probe_of_an_expression_is_in_its_range(self):
+        """2*n+1 rows: 9 is the last size up to 10, but not in [10, inf]; 8 does not occur."""
+        probes, plan = self.dispatch(
+            lambda op, x: op(torch.cat([x, x, x[:1]])),
+            (5,),
+            (2,),
+            (3,),
+            (30,),
+            top=10,
+            split_points=[7, 8, 9],
+        )
+        self.assertEqual(probes, [7, 9, 11])
+        self.assertEqual([str(r.range) for r in plan.results], ["[0, 7]", "[9, 9]", "[10, inf]"])
+        winners = ["right", OP_LABEL, "right"]
+        self.assertEqual([label for _, label in plan.chosen], winners)
+
+    def test_the_probe_of_a_size_that_shrinks_with_its_symbol(self):
+        """100-2*n rows are at most 96, since a symbol is 2 or more."""
+
+        def call(op, x):
+            return op(torch.arange(600.0).reshape(100, 6)[2 * x.shape[0] :])
+
+        probes, plan = self.dispatch(call, (5,), (40,), (20,), top=99, split_points=[50, 51, 97])
+        self.assertEqual(probes, [50, 96])
+        self.assertEqual([str(r.range) for r in plan.results], ["[0, 50]", "[52, 97]"])
+
+    def test_the_probe_of_a_size_that_grows_faster_than_its_symbol(self):
+        """n*n rows: 16 is the last size up to 17, but not in [17, inf]."""
+
+        def call(op, x):
+            return op((x[:, None] * x[None]).reshape(-1, 6))
+
+        probes, _ = self.dispatch(call, (5,), (2,), (4,), top=17, split_points=[12, 16])
+        self.assertEqual(probes, [9, 16, 25])
+
+    def test_both_symbols_move_where_one_is_not_enough(self):
+        """s*t rows, first called with 3 and 7: 10 is 2 * 5, and 11 does not occur."""
+
+        def call(op, x, y):
+            return op((x[:, None] * y[None]).reshape(-1, 6))
+
+        probes, plan = self.dispatch(
+            call, (3, 7), (2, 5), (5, 2), (4, 5), top=40, split_points=[9, 10, 11]
+        )
+        self.assertEqual(probes, [9, 10, 39])
+        self.assertEqual([r.probe for r in plan.results], [9, 10, None, 39])
+
     def test_each_probe_counts_alike(self):
         rows = [
             [Measurement("a", 1.0, 0.1), Measurement("b", 3.0)],

@@ -59,7 +59,13 @@ from torch._inductor.kernel.range_dispatch.choosing import (
     Rules,
 )
 from torch._inductor.kernel.range_dispatch.grid import Measured
-from torch._inductor.kernel.range_dispatch.inputs import hinted_point, NoSuchPoint, Point, point_at
+from torch._inductor.kernel.range_dispatch.inputs import (
+    can_reach,
+    hinted_point,
+    NoSuchPoint,
+    Point,
+    point_at,
+)
 from torch._inductor.kernel.range_dispatch.ranges import (
     DEFAULT_RANGE_UPPER_BOUND,
     merge_neighbours,
@@ -641,7 +647,8 @@ def _reachable_ranges(registration: Registration, size: sympy.Expr) -> tuple[Ran
         return reachable(registration.ranges, int(size), int(size))
     bounds = V.graph.sizevars.shape_env.bound_sympy(size)
     low, high = (float(bound) for bound in (bounds.lower, bounds.upper))
-    return reachable(registration.ranges, low, high)
+    ranges = reachable(registration.ranges, low, high)
+    return tuple(r for r in ranges if can_reach(size, r.start, r.end))
 
 
 def _probes(

@@ -7,6 +7,8 @@ dispatched size, or an expression of it, follow it in the benchmark as well.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,45 +74,134 @@ def hinted_point(call: BoundCall, size_expr: Any) -> Point:
 
 
 def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | float) -> Point:
-    """The point at which ``size_expr`` comes to ``size``, or to the largest possible size below.
+    """The point at which ``size_expr`` comes to ``size``, or as near to it as it can in the range.
 
+    The largest possible size below comes first (``2*n`` is never 9: 8), then the smallest above.
     One symbol moves, and the others keep the sizes that the graph was first called with. Where
-    the size is made of several (``s*t``), the one that comes closest to ``size`` moves.
+    the size is made of several (``s*t``), the one that comes closest to ``size`` moves; where no
+    size in the range can be had so, the others move as well.
 
     Raises:
-        NoSuchPoint: No value of any one symbol comes to a size from ``low`` to ``high``.
+        NoSuchPoint: No size from ``low`` to ``high`` was found.
     """
-    symbols = sorted(sympy.sympify(size_expr).free_symbols, key=lambda s: s.name)
-    found = [_along(call, size_expr, symbol, size) for symbol in symbols]
-    fitting = [p for p in found if low <= p.size <= high and p.size <= max(size, low)]
-    if not fitting:
-        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
-    return max(fitting, key=lambda point: point.size)
-
-
-def _along(call: BoundCall, size_expr: Any, symbol: sympy.Symbol, size: int) -> Point:
-    """The point with the last value of ``symbol`` at which the size is at most ``size``."""
+    size_expr = sympy.sympify(size_expr)
+    symbols = sorted(size_expr.free_symbols, key=lambda s: s.name)
     base = hinted_point(call, size_expr).values
+    within = _Wanted(size, low, high)
+    solved = [_solved(size_expr, symbol, base, within) for symbol in symbols]
+    if not any(solved) and len(symbols) > 1:
+        solved = [
+            _solved(size_expr, symbol, {**base, other: value}, within)
+            for symbol, other in itertools.permutations(symbols, 2)
+            for value in range(_bounds(other)[0], _bounds(other)[0] + _OTHERS_TRIED)
+        ]
+    found = [point for point in solved if point is not None]
+    if not found:
+        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
+    best = min(found, key=lambda point: within.distance(point.size))
+    return Point(best.size, _with_room(call, base, best.values))
+
+
+def can_reach(size_expr: Any, low: int, high: int | float) -> bool:
+    """Whether ``size_expr`` may come to a size from ``low`` to ``high``; True where in doubt."""
+    size_expr = sympy.sympify(size_expr)
+    if len(size_expr.free_symbols) != 1:
+        return True
+    (symbol,) = size_expr.free_symbols
+    line = _line(size_expr, symbol)
+    return line is None or _on_line(*line, _bounds(symbol), _Wanted(low, low, high)) is not None
+
+
+# How many values of the other symbols are tried where one alone gives no size in the range.
+_OTHERS_TRIED = 32
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A size that is looked for, and the range that it has to be in."""
+
+    size: int
+    low: int
+    high: int | float
+
+    def distance(self, size: int) -> tuple[bool, int]:
+        """How far ``size`` is from the wanted one: any that is larger is further away."""
+        return size > self.size, abs(size - self.size)
+
+
+def _bounds(symbol: sympy.Symbol) -> tuple[int, int]:
+    """The first and the last value that a symbol can have."""
     bounds = V.graph.sizevars.shape_env.var_to_range.get(symbol)
+    if bounds is None:
+        return 0, 2**62
+    return max(0, _finite(bounds.lower, 0)), _finite(bounds.upper, 2**62)
 
-    def at(value: int) -> Point:
-        values = _with_room(call, base, {**base, symbol: value})
-        return Point(Point(0, values).evaluate(size_expr), values)
 
-    first = max(0, _finite(bounds.lower, 0)) if bounds is not None else 0
-    last = _finite(bounds.upper, 2**62) if bounds is not None else 2**62
-    # Sizes grow with their symbol (s, 2*s, s+1, s*t, s//2): look for the last value that fits.
-    below, above = first, last
+def _solved(
+    size_expr: sympy.Expr,
+    symbol: sympy.Symbol,
+    values: Mapping[sympy.Symbol, int],
+    wanted: _Wanted,
+) -> Point | None:
+    """The point with the best value of ``symbol``; None if no value gives a size in the range."""
+    others = {s: sympy.Integer(v) for s, v in values.items() if s != symbol}
+    expr = size_expr.xreplace(others)
+    line = _line(expr, symbol)
+    if line is not None:
+        value = _on_line(*line, _bounds(symbol), wanted)
+    else:
+        value = _on_curve(expr, symbol, wanted)
+    if value is None:
+        return None
+    return Point(int(expr.xreplace({symbol: sympy.Integer(value)})), {**values, symbol: value})
+
+
+def _line(expr: sympy.Expr, symbol: sympy.Symbol) -> tuple[int, int] | None:
+    """``a`` and ``b`` where ``expr`` is ``a*symbol + b``, with integers."""
+    slope = sympy.expand(expr).coeff(symbol, 1)
+    rest = sympy.expand(expr - slope * symbol)
+    if slope.is_Integer and rest.is_Integer and slope != 0:
+        return int(slope), int(rest)
+    return None
+
+
+def _on_line(slope: int, rest: int, bounds: tuple[int, int], wanted: _Wanted) -> int | None:
+    """The value within ``bounds`` at which ``slope*value + rest`` is nearest to what is wanted."""
+    first, last = bounds
+    to_low, to_size = wanted.low - rest, wanted.size - rest
+    up = slope > 0
+    # Python rounds down: -(-a // b) is a/b rounded up.
+    nearest = to_size // slope if up else -(-to_size // slope)
+    at_low = -(-to_low // slope) if up else to_low // slope
+    if math.isinf(wanted.high):
+        at_high = last if up else first
+    else:
+        to_high = int(wanted.high) - rest
+        at_high = to_high // slope if up else -(-to_high // slope)
+    least, most = (at_low, at_high) if up else (at_high, at_low)
+    least, most = max(least, first), min(most, last)
+    return min(max(nearest, least), most) if least <= most else None
+
+
+def _on_curve(expr: sympy.Expr, symbol: sympy.Symbol, wanted: _Wanted) -> int | None:
+    """The same for a size that grows with its symbol in any other way (``s//2``, ``s*s``)."""
+
+    def at(value: int) -> int:
+        return int(expr.xreplace({symbol: sympy.Integer(value)}))
+
+    below, last = _bounds(symbol)
+    # The last value that gives at most the wanted size; the next one gives more.
     step = 1
-    while below + step <= above and at(below + step).size <= size:
+    while below + step <= last and at(below + step) <= wanted.size:
         below += step
         step *= 2
     while step > 0:
-        if below + step <= above and at(below + step).size <= size:
+        if below + step <= last and at(below + step) <= wanted.size:
             below += step
         else:
             step //= 2
-    return at(below)
+    fitting = [v for v in (below, below + 1) if v <= last and wanted.low <= at(v) <= wanted.high]
+    return min(fitting, key=lambda v: wanted.distance(at(v)), default=None)
 
 
 def _with_room(
