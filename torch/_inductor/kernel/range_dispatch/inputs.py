@@ -256,6 +256,25 @@ def real_tensors(devices: Sequence[torch.device]) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a tensor has to be, apart from its values."""
+
+    size: list[int]
+    stride: list[int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, operand: ir.IRNode, point: Point) -> _Form:
+        size = [point.evaluate(s) for s in operand.get_size()]
+        stride = [point.evaluate(s) for s in operand.get_layout().stride]
+        return cls(size, stride, operand.get_dtype(), operand.get_device())
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+
+
 def make_inputs(
     call: BoundCall, point: Point, generators: Mapping[str, InputGenerator]
 ) -> tuple[Any, ...]:
@@ -277,19 +296,21 @@ def make_inputs(
         if not isinstance(operand, ir.IRNode):
             made.append(point.evaluate(operand))
             continue
-        size = [point.evaluate(s) for s in operand.get_size()]
-        stride = [point.evaluate(s) for s in operand.get_layout().stride]
-        dtype, device = operand.get_dtype(), operand.get_device()
-        generator = generators.get(name.partition("[")[0])
-        if generator is not None:
-            _seed(device, config.input_seed + place)
-            made.append(_from_user(call, name, generator, size, stride, dtype, device))
+        form = _Form.of(operand, point)
+        argument = name.partition("[")[0]
+        if argument in generators:
+            where = f"{call.op}: input_gen_fns[{argument!r}]"
+            first = _Form.of(operand, hinted_point(call, sympy.S.Zero))
+            _seed(form.device, config.input_seed + place)
+            made.append(_from_user(where, generators[argument], form, first))
             continue
+        device = form.device
         if device not in torch_rng:
             torch_rng[device] = torch.Generator(device).manual_seed(config.input_seed)
-        length = 1 + sum((n - 1) * st for n, st in zip(size, stride, strict=True))
-        storage = _random(max(length, 1) if 0 not in size else 1, dtype, device, torch_rng[device])
-        made.append(storage.as_strided(size, stride))
+        dims = zip(form.size, form.stride, strict=True)
+        length = 1 if 0 in form.size else 1 + sum((n - 1) * st for n, st in dims)
+        storage = _random(length, form.dtype, device, torch_rng[device])
+        made.append(storage.as_strided(form.size, form.stride))
     return tuple(made)
 
 
@@ -315,39 +336,57 @@ def _random(
     return torch.zeros(length, dtype=dtype, device=device)
 
 
-def _from_user(
-    call: BoundCall,
-    name: str,
-    generator: InputGenerator,
-    size: Sequence[int],
-    stride: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
+def _from_user(where: str, generator: InputGenerator, form: _Form, first: _Form) -> torch.Tensor:
+    """A tensor of ``form`` from the user's generator.
+
+    Stock asks for the shapes of the first call only, and resizes what it gets. A generator that
+    knows no other shape (it returns a tensor of the user's, say) is asked for that one: its
+    values are repeated, or cut off, up to the size of the probe.
+    """
+    try:
+        result = _asked(where, generator, form)
+    except (ValueError, RuntimeError):
+        if first.size == form.size or 0 in first.size:
+            raise
+        try:
+            result = _asked(where, generator, first)
+        except (ValueError, RuntimeError):
+            result = None
+        if result is None:
+            raise
+        result = _resized(result, form.size)
+    if result.stride() != tuple(form.stride):
+        result = _with_strides(result, form.size, form.stride)
+    return result
+
+
+def _asked(where: str, generator: InputGenerator, form: _Form) -> torch.Tensor:
     """Ask the user's generator, first with a fake tensor of the wanted shape.
 
     ``torch.randn_like(fake)`` of a fake tensor is fake again: such a generator is asked a second
     time, with a real tensor of the same kind whose values mean nothing.
     """
     with FakeTensorMode():
-        fake = torch.empty_strided(size, stride, dtype=dtype, device=device)
-    where = f"{call.op}: input_gen_fns[{name.partition('[')[0]!r}]"
+        fake = form.empty()
     result = _ask(where, generator, fake)
     if isinstance(result, FakeTensor):
-        real = torch.empty_strided(size, stride, dtype=dtype, device=device)
-        result = _ask(where, generator, real)
+        result = _ask(where, generator, form.empty())
     if not isinstance(result, torch.Tensor):
         raise ValueError(f"{where} must return a tensor, got {result!r}")
-    wanted = (tuple(size), dtype, device)
+    wanted = (tuple(form.size), form.dtype, form.device)
     got = (tuple(result.shape), result.dtype, result.device)
     if got != wanted:
         raise ValueError(
             f"{where} must return a tensor of the shape, dtype and device of the fake tensor that "
             f"it is given, {wanted}; it returned {got}"
         )
-    if result.stride() != tuple(stride):
-        result = _with_strides(result, size, stride)
     return result
+
+
+def _resized(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """``tensor`` repeated and cut off to ``size``."""
+    times = [-(-n // have) for n, have in zip(size, tensor.shape, strict=True)]
+    return tensor.repeat(times)[tuple(slice(n) for n in size)]
 
 
 def _ask(where: str, generator: InputGenerator, example: torch.Tensor) -> Any:
