@@ -33,6 +33,7 @@ from range_dispatch_common import (
 
 import torch
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.exc import CppCompileError
 from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import (
     custom_op_autotuning,
@@ -67,6 +68,10 @@ def right(x):
 
 def reordered(x):
     return x * 3.0 - x
+
+
+def by_relu(x):
+    return 2 * (torch.relu(x) - torch.relu(-x))
 
 
 def wrong(x):
@@ -447,6 +452,51 @@ class CompareTest(TestCase):
         self.assertIsNotNone(self.mismatch((-theirs.float()).to(theirs.dtype), theirs))
 
 
+# What a worker process of Inductor's sends back when a kernel does not compile.
+IN_A_WORKER = """An exception occurred in a subprocess:
+
+Name=triton_poi_fused_0
+Traceback (most recent call last):
+  File "worker.py", line 3, in compile
+    kernel.compile()
+triton.compiler.errors.CompilationError: at 4:8:
+def triton_poi_fused_0(x):
+    y = nothing(x)
+        ^
+NameError('nothing is not defined')
+"""
+SAID = {
+    "plain": (KeyError("x"), "KeyError: 'x'"),
+    "empty": (RuntimeError(), "RuntimeError"),
+    "more lines": (
+        RuntimeError("CUDA error: no device\nFor debugging consider"),
+        "RuntimeError: CUDA error: no device",
+    ),
+    "gcc": (
+        CppCompileError(["g++"], "a.cpp: In function 'f':\na.cpp:7:9: error: no member 'f'\n ^~"),
+        "CppCompileError: C++ compile error: no member 'f'",
+    ),
+    "fatal": (
+        CppCompileError(["g++"], "a.cpp:1:10: fatal error: x.h: No such file or directory"),
+        "CppCompileError: C++ compile error: x.h: No such file or directory",
+    ),
+    "nvcc": (
+        RuntimeError('it failed\na.cu(12): error: identifier "x" is undefined'),
+        'RuntimeError: it failed: identifier "x" is undefined',
+    ),
+    "linker": (
+        CppCompileError(["g++"], "/usr/bin/ld: cannot find -lnothing\ncollect2: ld returned 1"),
+        "CppCompileError: C++ compile error: /usr/bin/ld: cannot find -lnothing",
+    ),
+    "worker": (
+        RuntimeError(IN_A_WORKER),
+        "RuntimeError: An exception occurred in a subprocess: "
+        "triton.compiler.errors.CompilationError: at 4:8: NameError('nothing is not defined')",
+    ),
+    "long": (RuntimeError("x" * 500), f"RuntimeError: {'x' * 240}..."),
+}
+
+
 class FaultsTest(TuningTestCase):
     def test_out_for_the_range_in_which_it_fails(self):
         plan = self.tune(raising, right)
@@ -497,6 +547,20 @@ class FaultsTest(TuningTestCase):
         for error in self.errors(plan)["right"]:
             self.assertRegex(error, "does not compile: RuntimeError: no such instruction")
         self.assertEqual(self.errors(plan)["reordered"], ["", ""])
+
+    def test_the_reason_is_what_the_compiler_says(self):
+        patches = {"cpp.inject_relu_bug_TESTING_ONLY": "compile_error"}
+        with self.assertLogs(custom_op.log, "WARNING") as logged:
+            plan = self.tune(CustomOpConfig(by_relu, config_patches=patches), right)
+        (message,) = [record.getMessage() for record in logged.records]
+        reason = r"it does not compile: CppCompileError: C\+\+ compile error: [^/:]*compile[^/:]*$"
+        self.assertRegex(message, f"by_relu.* is not used: in .*, {reason}")
+        self.assertRegex(str(plan), f"(?m)not used: by_relu.*, {reason}")
+
+    @parametrize("case", list(SAID))
+    def test_what_is_wrong_in_one_line(self, case):
+        error, expected = SAID[case]
+        self.assertEqual(row.described(error), expected)
 
     def test_the_slower_the_fewer_rounds(self):
         calls = {}
