@@ -1277,7 +1277,7 @@ class UserGeneratorsTest(RecordingTestCase):
         op = define_op(f"generator_first_{form}", function, lambda x, w: torch.empty_like(x + w))
         args = [torch.randn(5, 2, device=device) for _ in range(2)]
         self.compile(op, lambda x, w: op(x, w), args, {"w": generate})
-        self.assertEqual(asked, [s for n in (4, 8, 16) for s in ((n, 2), (5, 2))])
+        self.assertEqual(asked, [s for n in (8, 4, 16) for s in ((n, 2), (5, 2))])
         measured = [w for _, w in seen.calls[:-1]]
         self.assertEqual({len(w) for w in measured}, {4, 8, 16})
         for w in measured:

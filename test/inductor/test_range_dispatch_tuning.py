@@ -869,7 +869,7 @@ class ProbesTest(TuningTestCase):
                 tensors = [torch.randn(n, 6) for n in shape]
                 self.check(compiled, lambda *a: call(self.op, *a), *tensors)
         (plan,) = report.plans()
-        return probes, plan
+        return sorted(probes), plan
 
     def test_the_probe_of_an_expression_is_in_its_range(self):
         """2*n+1 rows: 9 is the last size up to 10, but not in [10, inf]; 8 does not occur."""
