@@ -1256,6 +1256,33 @@ class UserGeneratorsTest(RecordingTestCase):
             self.assertEqual(layout(x), layout(make(x.shape[0])))
             self.assertEqual(x, generate(x))
 
+    @on_each_device
+    @parametrize("form", ["returned", "combined"])
+    def test_one_that_knows_the_shape_of_the_first_call_alone(self, device, form):
+        """As with stock, which asks for that shape and resizes what it gets."""
+        seen, asked = Seen(), []
+
+        def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            seen.note(x, w)
+            return x + w
+
+        first = torch.arange(10.0, device=device).reshape(5, 2)
+
+        def generate(fake: torch.Tensor) -> torch.Tensor:
+            asked.append(tuple(fake.shape))
+            if form == "returned":
+                return first
+            return first + torch.zeros(fake.shape, device=device)
+
+        op = define_op(f"generator_first_{form}", function, lambda x, w: torch.empty_like(x + w))
+        args = [torch.randn(5, 2, device=device) for _ in range(2)]
+        self.compile(op, lambda x, w: op(x, w), args, {"w": generate})
+        self.assertEqual(asked, [s for n in (8, 4, 16) for s in ((n, 2), (5, 2))])
+        measured = [w for _, w in seen.calls[:-1]]
+        self.assertEqual({len(w) for w in measured}, {4, 8, 16})
+        for w in measured:
+            self.assertEqual(w, first.repeat(4, 1)[: len(w)])
+
     @parametrize(
         "fault",
         ["shape", "dtype", "device", "type"],

@@ -160,6 +160,10 @@ class CppTestCase(RangeDispatchTestCase):
         with inductor_config.patch(cpp_wrapper=True, **options), force_winners(winners):
             return compiled, entry(final_code(compiled, *args))
 
+    def branches_in(self, profile):
+        """The marks of the branches that ran."""
+        return [e.name for e in profile.events() if re.search(r"blended.*_(le|gt)_\d+$", e.name)]
+
     def assert_near(self, actual, expected):
         """Equal but for the sines and products of another device; branches are at least 1 apart."""
         self.assertEqual(actual, expected, atol=1e-3, rtol=1e-4)
@@ -307,6 +311,28 @@ class ChainTest(CppTestCase):
         for n in range(2, 17):
             x = torch.randn(n, WIDTH)
             self.assert_near(compiled(x), torch.sin(x) + sum(n > end for end in ends))
+
+    @parametrize("asked", [False, True])
+    def test_a_profile_names_the_branch(self, asked):
+        op = self.blended()
+        w = torch.randn(WIDTH, WIDTH)
+        options = {"cpp.enable_kernel_profile": asked}
+        compiled, code = self.compile(
+            lambda x, y, w: op(x, y, w),
+            pick,
+            torch.randn(5, WIDTH),
+            torch.randn(5, WIDTH),
+            w,
+            **options,
+        )
+        marks = [re.findall(r'_mark\("(\w+)", nullptr\);$', b.text, re.M) for b in blocks(code)]
+        self.assertEqual([len(found) for found in marks], [asked] * 4)
+        for n, branch in ((3, "le_4"), (8, "le_8"), (16, "le_16"), (17, "gt_16")):
+            x, y = torch.randn(n, WIDTH), torch.randn(n, WIDTH)
+            with torch.profiler.profile() as profile:
+                self.assert_near(compiled(x, y, w), picked(x, y, w))
+            named = self.branches_in(profile)
+            self.assertEqual([name.endswith(branch) for name in named], [True] * asked)
 
     def test_config_patches_hold_in_their_branch_only(self):
         # The vector length is visible in CPU code.
@@ -601,7 +627,8 @@ class PackageTest(CppTestCase):
         example = torch.randn(20, WIDTH, device=device)
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             program = torch.export.export(module, (example,), dynamic_shapes={"x": {0: rows}})
-            with force_winners(pick):
+            marked = inductor_config.patch({"cpp.enable_kernel_profile": True})
+            with force_winners(pick), marked:
                 path = torch._inductor.aoti_compile_and_package(
                     program, package_path=os.path.join(folder, "model.pt2")
                 )
@@ -611,7 +638,12 @@ class PackageTest(CppTestCase):
             loaded = torch._inductor.aoti_load_package(path)
             for n in BOUNDARIES:
                 x = torch.randn(n, WIDTH, device=device)
-                self.assert_near(loaded(x), reference(x))
+                with torch.profiler.profile() as profile:
+                    result = loaded(x)
+                self.assert_near(result, reference(x))
+                branch = next((f"le_{end}" for end in ENDS if n <= end), f"gt_{ENDS[-1]}")
+                marks = [mark.endswith(branch) for mark in self.branches_in(profile)]
+                self.assertEqual(marks, [True, True])
         chains = [block.test.startswith("if") for block in blocks(code)]
         self.assertEqual(chains, [True, False, False, False] * 2)
         self.assertNotIn("// subgraph:", code)

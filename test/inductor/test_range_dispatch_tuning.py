@@ -33,6 +33,7 @@ from range_dispatch_common import (
 
 import torch
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.exc import CppCompileError
 from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import (
     custom_op_autotuning,
@@ -67,6 +68,10 @@ def right(x):
 
 def reordered(x):
     return x * 3.0 - x
+
+
+def by_relu(x):
+    return 2 * (torch.relu(x) - torch.relu(-x))
 
 
 def wrong(x):
@@ -447,6 +452,51 @@ class CompareTest(TestCase):
         self.assertIsNotNone(self.mismatch((-theirs.float()).to(theirs.dtype), theirs))
 
 
+# What a worker process of Inductor's sends back when a kernel does not compile.
+IN_A_WORKER = """An exception occurred in a subprocess:
+
+Name=triton_poi_fused_0
+Traceback (most recent call last):
+  File "worker.py", line 3, in compile
+    kernel.compile()
+triton.compiler.errors.CompilationError: at 4:8:
+def triton_poi_fused_0(x):
+    y = nothing(x)
+        ^
+NameError('nothing is not defined')
+"""
+SAID = {
+    "plain": (KeyError("x"), "KeyError: 'x'"),
+    "empty": (RuntimeError(), "RuntimeError"),
+    "more lines": (
+        RuntimeError("CUDA error: no device\nFor debugging consider"),
+        "RuntimeError: CUDA error: no device",
+    ),
+    "gcc": (
+        CppCompileError(["g++"], "a.cpp: In function 'f':\na.cpp:7:9: error: no member 'f'\n ^~"),
+        "CppCompileError: C++ compile error: no member 'f'",
+    ),
+    "fatal": (
+        CppCompileError(["g++"], "a.cpp:1:10: fatal error: x.h: No such file or directory"),
+        "CppCompileError: C++ compile error: x.h: No such file or directory",
+    ),
+    "nvcc": (
+        RuntimeError('it failed\na.cu(12): error: identifier "x" is undefined'),
+        'RuntimeError: it failed: identifier "x" is undefined',
+    ),
+    "linker": (
+        CppCompileError(["g++"], "/usr/bin/ld: cannot find -lnothing\ncollect2: ld returned 1"),
+        "CppCompileError: C++ compile error: /usr/bin/ld: cannot find -lnothing",
+    ),
+    "worker": (
+        RuntimeError(IN_A_WORKER),
+        "RuntimeError: An exception occurred in a subprocess: "
+        "triton.compiler.errors.CompilationError: at 4:8: NameError('nothing is not defined')",
+    ),
+    "long": (RuntimeError("x" * 500), f"RuntimeError: {'x' * 240}..."),
+}
+
+
 class FaultsTest(TuningTestCase):
     def test_out_for_the_range_in_which_it_fails(self):
         plan = self.tune(raising, right)
@@ -497,6 +547,20 @@ class FaultsTest(TuningTestCase):
         for error in self.errors(plan)["right"]:
             self.assertRegex(error, "does not compile: RuntimeError: no such instruction")
         self.assertEqual(self.errors(plan)["reordered"], ["", ""])
+
+    def test_the_reason_is_what_the_compiler_says(self):
+        patches = {"cpp.inject_relu_bug_TESTING_ONLY": "compile_error"}
+        with self.assertLogs(custom_op.log, "WARNING") as logged:
+            plan = self.tune(CustomOpConfig(by_relu, config_patches=patches), right)
+        (message,) = [record.getMessage() for record in logged.records]
+        reason = r"it does not compile: CppCompileError: C\+\+ compile error: [^/:]*compile[^/:]*$"
+        self.assertRegex(message, f"by_relu.* is not used: in .*, {reason}")
+        self.assertRegex(str(plan), f"(?m)not used: by_relu.*, {reason}")
+
+    @parametrize("case", list(SAID))
+    def test_what_is_wrong_in_one_line(self, case):
+        error, expected = SAID[case]
+        self.assertEqual(row.described(error), expected)
 
     def test_the_slower_the_fewer_rounds(self):
         calls = {}
@@ -784,6 +848,75 @@ class ProbesTest(TuningTestCase):
             compiled = torch.compile(call, dynamic=True, fullgraph=True)
             self.check(compiled, call, torch.randn(3, 7, 6))
         self.assertEqual(probes, [18, 6, 9, 99])
+
+    def dispatch(self, call, *shapes, top, split_points):
+        """Compile ``call(op, *tensors)`` and run it; the probes, and the plan if there is one."""
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(right), CustomOpConfig(reordered)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": top},
+            split_points=split_points,
+        )
+        ends = [*split_points, math.inf]
+        labels = ["right", "reordered", OP_LABEL]
+
+        def pick(size):  # another one than in the ranges next to it
+            return labels[next(i for i, end in enumerate(ends) if size <= end) % 3]
+
+        with force_winners(pick) as probes:
+            compiled = torch.compile(lambda *a: call(self.op, *a), dynamic=True, fullgraph=True)
+            for shape in shapes:
+                tensors = [torch.randn(n, 6) for n in shape]
+                self.check(compiled, lambda *a: call(self.op, *a), *tensors)
+        (plan,) = report.plans()
+        return sorted(probes), plan
+
+    def test_the_probe_of_an_expression_is_in_its_range(self):
+        """2*n+1 rows: 9 is the last size up to 10, but not in [10, inf]; 8 does not occur."""
+        probes, plan = self.dispatch(
+            lambda op, x: op(torch.cat([x, x, x[:1]])),
+            (5,),
+            (2,),
+            (3,),
+            (30,),
+            top=10,
+            split_points=[7, 8, 9],
+        )
+        self.assertEqual(probes, [7, 9, 11])
+        self.assertEqual([str(r.range) for r in plan.results], ["[0, 7]", "[9, 9]", "[10, inf]"])
+        winners = ["right", OP_LABEL, "right"]
+        self.assertEqual([label for _, label in plan.chosen], winners)
+
+    def test_the_probe_of_a_size_that_shrinks_with_its_symbol(self):
+        """100-2*n rows are at most 96, since a symbol is 2 or more."""
+
+        def call(op, x):
+            return op(torch.arange(600.0).reshape(100, 6)[2 * x.shape[0] :])
+
+        probes, plan = self.dispatch(call, (5,), (40,), (20,), top=99, split_points=[50, 51, 97])
+        self.assertEqual(probes, [50, 96])
+        self.assertEqual([str(r.range) for r in plan.results], ["[0, 50]", "[52, 97]"])
+
+    def test_the_probe_of_a_size_that_grows_faster_than_its_symbol(self):
+        """n*n rows: 16 is the last size up to 17, but not in [17, inf]."""
+
+        def call(op, x):
+            return op((x[:, None] * x[None]).reshape(-1, 6))
+
+        probes, _ = self.dispatch(call, (5,), (2,), (4,), top=17, split_points=[12, 16])
+        self.assertEqual(probes, [9, 16, 25])
+
+    def test_both_symbols_move_where_one_is_not_enough(self):
+        """s*t rows, first called with 3 and 7: 10 is 2 * 5, and 11 does not occur."""
+
+        def call(op, x, y):
+            return op((x[:, None] * y[None]).reshape(-1, 6))
+
+        probes, plan = self.dispatch(
+            call, (3, 7), (2, 5), (5, 2), (4, 5), top=40, split_points=[9, 10, 11]
+        )
+        self.assertEqual(probes, [9, 10, 39])
+        self.assertEqual([r.probe for r in plan.results], [9, 10, None, 39])
 
     def test_each_probe_counts_alike(self):
         rows = [

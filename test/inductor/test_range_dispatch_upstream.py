@@ -364,6 +364,24 @@ class FormTest(UpstreamTestCase):
         self.assertEqual(result, x * 7)
         self.assertIn("3.5", codes[-1])
 
+    @parametrize("device", DEVICES)
+    def test_the_op_is_not_compiled_where_an_implementation_has_to_win(self, device):
+        """Every module that is generated then has an implementation's settings."""
+        op = define_op("upstream_forced_modules", matmul)
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(split_k)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+            split_points=[8],
+        )
+        x, w = torch.randn(16, 8, device=device), torch.randn(8, 4, device=device)
+        torch._dynamo.mark_dynamic(x, 0)
+        with self.switches(force_custom_op_decomposition=True, force_no_impl_grouping=True):
+            result, codes = self.compile_and_get_codes(lambda x, w: op(x, w), x, w)
+        self.assertEqual(result, x @ w)
+        self.assertEqual(len(codes), 2)  # the implementation's benchmark module, and the graph
+        self.assertNotIn("upstream_forced_modules.default(", "\n".join(codes))
+
     def test_forced_answers_are_not_kept_for_later(self):
         """What was measured without comparing answers must not decide where they are compared."""
         op = define_op("upstream_forced", scaled)

@@ -61,7 +61,13 @@ from torch._inductor.kernel.range_dispatch.choosing import (
     Rules,
 )
 from torch._inductor.kernel.range_dispatch.grid import Measured
-from torch._inductor.kernel.range_dispatch.inputs import hinted_point, NoSuchPoint, Point, point_at
+from torch._inductor.kernel.range_dispatch.inputs import (
+    can_reach,
+    hinted_point,
+    NoSuchPoint,
+    Point,
+    point_at,
+)
 from torch._inductor.kernel.range_dispatch.one_kernel import OneKernel
 from torch._inductor.kernel.range_dispatch.ranges import (
     DEFAULT_RANGE_UPPER_BOUND,
@@ -691,7 +697,8 @@ def _reachable_ranges(registration: Registration, size: sympy.Expr) -> tuple[Ran
         return reachable(registration.ranges, int(size), int(size))
     bounds = V.graph.sizevars.shape_env.bound_sympy(size)
     low, high = (float(bound) for bound in (bounds.lower, bounds.upper))
-    return reachable(registration.ranges, low, high)
+    ranges = reachable(registration.ranges, low, high)
+    return tuple(r for r in ranges if can_reach(size, r.start, r.end))
 
 
 def _probes(
@@ -749,8 +756,9 @@ def _prepare(
     started = time.perf_counter()
     ref = reference(alone, fake_operands(alone))
     call = region.around(alone, size, ref.pack)
-    if _forced():  # to win whatever it returns
+    if _forced():  # an implementation has to win, whatever it returns: nothing is asked of the op
         registration = replace(registration, check=None)
+        candidates = [c for c in candidates if not c.is_op] or candidates
     tuned = region.with_producers(call, registration.input_gen_fns.keys())
     fakes = fake_operands(tuned)
     bench = Bench(
@@ -876,7 +884,7 @@ class _Contest:
 
     def _measure(self, points: Sequence[Sequence[Point]]) -> list[Measured] | None:
         """A time for each contender; None where nothing may be measured or is on record."""
-        if len(self.contenders) < 2:
+        if len(self.contenders) < (1 if _forced() else 2):
             row = tuple(Measurement(c.candidate.label, 0.0) for c in self.contenders)
             return [Measured((), row) for _ in points]
         if _forced() is False:

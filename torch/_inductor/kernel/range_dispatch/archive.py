@@ -19,6 +19,8 @@ from torch._inductor.kernel.range_dispatch import records
 log = logging.getLogger(__name__)
 
 Content = dict[str, Any]
+# Whether an entry is meant, given its op and itself.
+Choice = Callable[[str, Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,16 @@ def files(folder: Path) -> Iterator[tuple[Path, Content]]:
             log.info("tuning records %s: passed over: %s", path, error)
 
 
-def copy(
-    source: Path, target: Path, wanted: Callable[[str, Mapping[str, Any]], bool]
-) -> list[Moved]:
+def copy(source: Path, target: Path, wanted: Choice) -> list[Moved]:
     """Add to the files of ``target`` the entries of those of ``source`` that are ``wanted``.
 
-    ``wanted`` is asked with the op and the entry. A time that both have comes from ``source``.
+    A time that both have comes from ``source``.
 
     Raises:
         OSError: ``target`` cannot be written.
     """
     moved = []
-    for path, content in files(source):
-        op = str(content["_metadata"].get("op"))
-        taken = {d: entry for d, entry in content["entries"].items() if wanted(op, entry)}
-        if not taken:
-            continue
+    for path, content, taken in _chosen(source, wanted):
         file = target / path.name
         target.mkdir(parents=True, exist_ok=True)
         with records._locked(file):
@@ -66,13 +62,11 @@ def copy(
             records._replace(file, _text(merged))
             _make_readable(file)
         _forget_lock(file)
-        moved.append(Moved(file, op, len(taken), sum(map(_times, taken.values()))))
+        moved.append(_moved(file, content, taken))
     return moved
 
 
-def drop(
-    folder: Path, unwanted: Callable[[str, Mapping[str, Any]], bool], dry: bool
-) -> list[Moved]:
+def drop(folder: Path, unwanted: Choice, dry: bool) -> list[Moved]:
     """Take the entries that are ``unwanted`` out of the files of ``folder``.
 
     A file that has no entry left is removed. With ``dry`` nothing is changed, and what would be is
@@ -82,12 +76,8 @@ def drop(
         OSError: ``folder`` cannot be written.
     """
     moved = []
-    for path, content in files(folder):
-        op = str(content["_metadata"].get("op"))
-        out = {d: entry for d, entry in content["entries"].items() if unwanted(op, entry)}
-        if not out:
-            continue
-        moved.append(Moved(path, op, len(out), sum(map(_times, out.values()))))
+    for path, content, out in _chosen(folder, unwanted):
+        moved.append(_moved(path, content, out))
         if dry:
             continue
         with records._locked(path):
@@ -98,6 +88,22 @@ def drop(
                 path.unlink()
         _forget_lock(path)
     return moved
+
+
+def _op(content: Content) -> str:
+    return str(content["_metadata"].get("op"))
+
+
+def _chosen(folder: Path, choice: Choice) -> Iterator[tuple[Path, Content, Content]]:
+    """The files of ``folder`` that have entries of the choice, with those entries."""
+    for path, content in files(folder):
+        op = _op(content)
+        if entries := {d: e for d, e in content["entries"].items() if choice(op, e)}:
+            yield path, content, entries
+
+
+def _moved(path: Path, content: Content, entries: Content) -> Moved:
+    return Moved(path, _op(content), len(entries), sum(map(_times, entries.values())))
 
 
 def _existing(path: Path) -> Content:

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 
 # More arms than this are found by halving, so that the chain stays short.
 LONGEST_CHAIN = 8
+
+
+class Code(Protocol):
+    """What lines are generated into; Inductor's ``IndentedBuffer`` is one."""
+
+    def writeline(self, line: str) -> None: ...
+
+    def indent(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """How a language writes it, as format strings over ``size``, ``end`` and ``name``.
+
+    Attributes:
+        begin: The first line of a block: of an "if", an "elif" and an "else".
+        finish: Its last line, behind the indented ones; None if there is none.
+        declare: Gives a size that has to be computed a name.
+    """
+
+    begin: Mapping[str, str]
+    finish: str | None
+    declare: str
+
+
+PYTHON = Syntax(
+    {"if": "if {size} <= {end}:", "elif": "elif {size} <= {end}:", "else": "else:"},
+    None,
+    "{name} = {size}",
+)
+CPP = Syntax(
+    {
+        "if": "if ({size} <= {end}L) {{",
+        "elif": "else if ({size} <= {end}L) {{",
+        "else": "else {{",
+    },
+    "}",
+    "int64_t {name} = {size};",
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +57,24 @@ class Arm:
 
     end: int | None
     write: Callable[[], None]
+
+
+def write_arms(code: Code, syntax: Syntax, node: str, size: str, arms: Sequence[Arm]) -> None:
+    """Write the arms of ``node``, a name unique in the scope, that ``size`` chooses between."""
+    if not size.isidentifier():
+        name = f"{node}_size"
+        code.writeline(syntax.declare.format(name=name, size=size))
+        size = name
+
+    @contextmanager
+    def block(kind: str, end: int | None) -> Iterator[None]:
+        code.writeline(syntax.begin[kind].format(size=size, end=end))
+        with code.indent():
+            yield
+        if syntax.finish is not None:
+            code.writeline(syntax.finish)
+
+    write_chain(arms, block)
 
 
 def write_chain(

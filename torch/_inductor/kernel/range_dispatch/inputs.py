@@ -7,6 +7,8 @@ dispatched size, or an expression of it, follow it in the benchmark as well.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,45 +74,134 @@ def hinted_point(call: BoundCall, size_expr: Any) -> Point:
 
 
 def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | float) -> Point:
-    """The point at which ``size_expr`` comes to ``size``, or to the largest possible size below.
+    """The point at which ``size_expr`` comes to ``size``, or as near to it as it can in the range.
 
+    The largest possible size below comes first (``2*n`` is never 9: 8), then the smallest above.
     One symbol moves, and the others keep the sizes that the graph was first called with. Where
-    the size is made of several (``s*t``), the one that comes closest to ``size`` moves.
+    the size is made of several (``s*t``), the one that comes closest to ``size`` moves; where no
+    size in the range can be had so, the others move as well.
 
     Raises:
-        NoSuchPoint: No value of any one symbol comes to a size from ``low`` to ``high``.
+        NoSuchPoint: No size from ``low`` to ``high`` was found.
     """
-    symbols = sorted(sympy.sympify(size_expr).free_symbols, key=lambda s: s.name)
-    found = [_along(call, size_expr, symbol, size) for symbol in symbols]
-    fitting = [p for p in found if low <= p.size <= high and p.size <= max(size, low)]
-    if not fitting:
-        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
-    return max(fitting, key=lambda point: point.size)
-
-
-def _along(call: BoundCall, size_expr: Any, symbol: sympy.Symbol, size: int) -> Point:
-    """The point with the last value of ``symbol`` at which the size is at most ``size``."""
+    size_expr = sympy.sympify(size_expr)
+    symbols = sorted(size_expr.free_symbols, key=lambda s: s.name)
     base = hinted_point(call, size_expr).values
+    within = _Wanted(size, low, high)
+    solved = [_solved(size_expr, symbol, base, within) for symbol in symbols]
+    if not any(solved) and len(symbols) > 1:
+        solved = [
+            _solved(size_expr, symbol, {**base, other: value}, within)
+            for symbol, other in itertools.permutations(symbols, 2)
+            for value in range(_bounds(other)[0], _bounds(other)[0] + _OTHERS_TRIED)
+        ]
+    found = [point for point in solved if point is not None]
+    if not found:
+        raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
+    best = min(found, key=lambda point: within.distance(point.size))
+    return Point(best.size, _with_room(call, base, best.values))
+
+
+def can_reach(size_expr: Any, low: int, high: int | float) -> bool:
+    """Whether ``size_expr`` may come to a size from ``low`` to ``high``; True where in doubt."""
+    size_expr = sympy.sympify(size_expr)
+    if len(size_expr.free_symbols) != 1:
+        return True
+    (symbol,) = size_expr.free_symbols
+    line = _line(size_expr, symbol)
+    return line is None or _on_line(*line, _bounds(symbol), _Wanted(low, low, high)) is not None
+
+
+# How many values of the other symbols are tried where one alone gives no size in the range.
+_OTHERS_TRIED = 32
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A size that is looked for, and the range that it has to be in."""
+
+    size: int
+    low: int
+    high: int | float
+
+    def distance(self, size: int) -> tuple[bool, int]:
+        """How far ``size`` is from the wanted one: any that is larger is further away."""
+        return size > self.size, abs(size - self.size)
+
+
+def _bounds(symbol: sympy.Symbol) -> tuple[int, int]:
+    """The first and the last value that a symbol can have."""
     bounds = V.graph.sizevars.shape_env.var_to_range.get(symbol)
+    if bounds is None:
+        return 0, 2**62
+    return max(0, _finite(bounds.lower, 0)), _finite(bounds.upper, 2**62)
 
-    def at(value: int) -> Point:
-        values = _with_room(call, base, {**base, symbol: value})
-        return Point(Point(0, values).evaluate(size_expr), values)
 
-    first = max(0, _finite(bounds.lower, 0)) if bounds is not None else 0
-    last = _finite(bounds.upper, 2**62) if bounds is not None else 2**62
-    # Sizes grow with their symbol (s, 2*s, s+1, s*t, s//2): look for the last value that fits.
-    below, above = first, last
+def _solved(
+    size_expr: sympy.Expr,
+    symbol: sympy.Symbol,
+    values: Mapping[sympy.Symbol, int],
+    wanted: _Wanted,
+) -> Point | None:
+    """The point with the best value of ``symbol``; None if no value gives a size in the range."""
+    others = {s: sympy.Integer(v) for s, v in values.items() if s != symbol}
+    expr = size_expr.xreplace(others)
+    line = _line(expr, symbol)
+    if line is not None:
+        value = _on_line(*line, _bounds(symbol), wanted)
+    else:
+        value = _on_curve(expr, symbol, wanted)
+    if value is None:
+        return None
+    return Point(int(expr.xreplace({symbol: sympy.Integer(value)})), {**values, symbol: value})
+
+
+def _line(expr: sympy.Expr, symbol: sympy.Symbol) -> tuple[int, int] | None:
+    """``a`` and ``b`` where ``expr`` is ``a*symbol + b``, with integers."""
+    slope = sympy.expand(expr).coeff(symbol, 1)
+    rest = sympy.expand(expr - slope * symbol)
+    if slope.is_Integer and rest.is_Integer and slope != 0:
+        return int(slope), int(rest)
+    return None
+
+
+def _on_line(slope: int, rest: int, bounds: tuple[int, int], wanted: _Wanted) -> int | None:
+    """The value within ``bounds`` at which ``slope*value + rest`` is nearest to what is wanted."""
+    first, last = bounds
+    to_low, to_size = wanted.low - rest, wanted.size - rest
+    up = slope > 0
+    # Python rounds down: -(-a // b) is a/b rounded up.
+    nearest = to_size // slope if up else -(-to_size // slope)
+    at_low = -(-to_low // slope) if up else to_low // slope
+    if math.isinf(wanted.high):
+        at_high = last if up else first
+    else:
+        to_high = int(wanted.high) - rest
+        at_high = to_high // slope if up else -(-to_high // slope)
+    least, most = (at_low, at_high) if up else (at_high, at_low)
+    least, most = max(least, first), min(most, last)
+    return min(max(nearest, least), most) if least <= most else None
+
+
+def _on_curve(expr: sympy.Expr, symbol: sympy.Symbol, wanted: _Wanted) -> int | None:
+    """The same for a size that grows with its symbol in any other way (``s//2``, ``s*s``)."""
+
+    def at(value: int) -> int:
+        return int(expr.xreplace({symbol: sympy.Integer(value)}))
+
+    below, last = _bounds(symbol)
+    # The last value that gives at most the wanted size; the next one gives more.
     step = 1
-    while below + step <= above and at(below + step).size <= size:
+    while below + step <= last and at(below + step) <= wanted.size:
         below += step
         step *= 2
     while step > 0:
-        if below + step <= above and at(below + step).size <= size:
+        if below + step <= last and at(below + step) <= wanted.size:
             below += step
         else:
             step //= 2
-    return at(below)
+    fitting = [v for v in (below, below + 1) if v <= last and wanted.low <= at(v) <= wanted.high]
+    return min(fitting, key=lambda v: wanted.distance(at(v)), default=None)
 
 
 def _with_room(
@@ -165,6 +256,25 @@ def real_tensors(devices: Sequence[torch.device]) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a tensor has to be, apart from its values."""
+
+    size: list[int]
+    stride: list[int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, operand: ir.IRNode, point: Point) -> _Form:
+        size = [point.evaluate(s) for s in operand.get_size()]
+        stride = [point.evaluate(s) for s in operand.get_layout().stride]
+        return cls(size, stride, operand.get_dtype(), operand.get_device())
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+
+
 def make_inputs(
     call: BoundCall, point: Point, generators: Mapping[str, InputGenerator]
 ) -> tuple[Any, ...]:
@@ -186,19 +296,21 @@ def make_inputs(
         if not isinstance(operand, ir.IRNode):
             made.append(point.evaluate(operand))
             continue
-        size = [point.evaluate(s) for s in operand.get_size()]
-        stride = [point.evaluate(s) for s in operand.get_layout().stride]
-        dtype, device = operand.get_dtype(), operand.get_device()
-        generator = generators.get(name.partition("[")[0])
-        if generator is not None:
-            _seed(device, config.input_seed + place)
-            made.append(_from_user(call, name, generator, size, stride, dtype, device))
+        form = _Form.of(operand, point)
+        argument = name.partition("[")[0]
+        if argument in generators:
+            where = f"{call.op}: input_gen_fns[{argument!r}]"
+            first = _Form.of(operand, hinted_point(call, sympy.S.Zero))
+            _seed(form.device, config.input_seed + place)
+            made.append(_from_user(where, generators[argument], form, first))
             continue
+        device = form.device
         if device not in torch_rng:
             torch_rng[device] = torch.Generator(device).manual_seed(config.input_seed)
-        length = 1 + sum((n - 1) * st for n, st in zip(size, stride, strict=True))
-        storage = _random(max(length, 1) if 0 not in size else 1, dtype, device, torch_rng[device])
-        made.append(storage.as_strided(size, stride))
+        dims = zip(form.size, form.stride, strict=True)
+        length = 1 if 0 in form.size else 1 + sum((n - 1) * st for n, st in dims)
+        storage = _random(length, form.dtype, device, torch_rng[device])
+        made.append(storage.as_strided(form.size, form.stride))
     return tuple(made)
 
 
@@ -224,39 +336,57 @@ def _random(
     return torch.zeros(length, dtype=dtype, device=device)
 
 
-def _from_user(
-    call: BoundCall,
-    name: str,
-    generator: InputGenerator,
-    size: Sequence[int],
-    stride: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
+def _from_user(where: str, generator: InputGenerator, form: _Form, first: _Form) -> torch.Tensor:
+    """A tensor of ``form`` from the user's generator.
+
+    Stock asks for the shapes of the first call only, and resizes what it gets. A generator that
+    knows no other shape (it returns a tensor of the user's, say) is asked for that one: its
+    values are repeated, or cut off, up to the size of the probe.
+    """
+    try:
+        result = _asked(where, generator, form)
+    except (ValueError, RuntimeError):
+        if first.size == form.size or 0 in first.size:
+            raise
+        try:
+            result = _asked(where, generator, first)
+        except (ValueError, RuntimeError):
+            result = None
+        if result is None:
+            raise
+        result = _resized(result, form.size)
+    if result.stride() != tuple(form.stride):
+        result = _with_strides(result, form.size, form.stride)
+    return result
+
+
+def _asked(where: str, generator: InputGenerator, form: _Form) -> torch.Tensor:
     """Ask the user's generator, first with a fake tensor of the wanted shape.
 
     ``torch.randn_like(fake)`` of a fake tensor is fake again: such a generator is asked a second
     time, with a real tensor of the same kind whose values mean nothing.
     """
     with FakeTensorMode():
-        fake = torch.empty_strided(size, stride, dtype=dtype, device=device)
-    where = f"{call.op}: input_gen_fns[{name.partition('[')[0]!r}]"
+        fake = form.empty()
     result = _ask(where, generator, fake)
     if isinstance(result, FakeTensor):
-        real = torch.empty_strided(size, stride, dtype=dtype, device=device)
-        result = _ask(where, generator, real)
+        result = _ask(where, generator, form.empty())
     if not isinstance(result, torch.Tensor):
         raise ValueError(f"{where} must return a tensor, got {result!r}")
-    wanted = (tuple(size), dtype, device)
+    wanted = (tuple(form.size), form.dtype, form.device)
     got = (tuple(result.shape), result.dtype, result.device)
     if got != wanted:
         raise ValueError(
             f"{where} must return a tensor of the shape, dtype and device of the fake tensor that "
             f"it is given, {wanted}; it returned {got}"
         )
-    if result.stride() != tuple(stride):
-        result = _with_strides(result, size, stride)
     return result
+
+
+def _resized(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """``tensor`` repeated and cut off to ``size``."""
+    times = [-(-n // have) for n, have in zip(size, tensor.shape, strict=True)]
+    return tensor.repeat(times)[tuple(slice(n) for n in size)]
 
 
 def _ask(where: str, generator: InputGenerator, example: torch.Tensor) -> Any:

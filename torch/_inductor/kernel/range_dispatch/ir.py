@@ -9,11 +9,11 @@ A branch reads the outer buffers by their names and assigns the outputs by their
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import sympy
@@ -34,7 +34,7 @@ from torch._inductor.codegen.wrapper import (
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
-from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch.chain import Arm, PYTHON, write_arms
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
@@ -501,21 +501,8 @@ class DispatchLine(WrapperLine):
         self.bodies = bodies
 
     def codegen(self, code: IndentedBuffer) -> None:
-        size = self.size
-        if not size.isidentifier():
-            size = f"{self.name}_size"
-            code.writeline(f"{size} = {self.size}")
-
-        @contextlib.contextmanager
-        def block(kind: str, end: int | None) -> Iterator[None]:
-            code.writeline(f"{kind}:" if end is None else f"{kind} {size} <= {end}:")
-            with code.indent():
-                yield
-
-        def arm(body: _Body) -> Arm:
-            return Arm(body.end, lambda: self._write(code, body))
-
-        write_chain([arm(body) for body in self.bodies], block)
+        arms = [Arm(body.end, partial(self._write, code, body)) for body in self.bodies]
+        write_arms(code, PYTHON, self.name, self.size, arms)
         profiling.write_end(code, self.name)
 
     def _write(self, code: IndentedBuffer, body: _Body) -> None:

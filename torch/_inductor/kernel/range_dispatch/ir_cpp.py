@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TYPE_CHECKING
 
 from torch._inductor import config as inductor_config
@@ -18,8 +19,8 @@ from torch._inductor.codegen.common import IndentedBuffer
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.cpp_wrapper_gpu import CppWrapperGpu
 from torch._inductor.codegen.wrapper import FreeLine, WrapperLine
-from torch._inductor.kernel.range_dispatch import compat
-from torch._inductor.kernel.range_dispatch.chain import Arm, write_chain
+from torch._inductor.kernel.range_dispatch import compat, profiling
+from torch._inductor.kernel.range_dispatch.chain import Arm, CPP, write_arms
 from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
@@ -131,25 +132,13 @@ class CppDispatchLine(WrapperLine):
         self.bodies = bodies
 
     def codegen(self, code: IndentedBuffer) -> None:
-        size = self.size
-        if not size.isidentifier():
-            size = f"{self.name}_size"
-            code.writeline(f"int64_t {size} = {self.size};")
-
-        @contextlib.contextmanager
-        def block(kind: str, end: int | None) -> Iterator[None]:
-            head = "else if" if kind == "elif" else kind
-            code.writeline(f"{head} {{" if end is None else f"{head} ({size} <= {end}L) {{")
-            with code.indent():
-                yield
-            code.writeline("}")
-
-        def arm(body: _Body) -> Arm:
-            return Arm(body.graph.branch.end, lambda: self._write(code, body))
-
-        write_chain([arm(body) for body in self.bodies], block)
+        arms = [
+            Arm(body.graph.branch.end, partial(self._write, code, body)) for body in self.bodies
+        ]
+        write_arms(code, CPP, self.name, self.size, arms)
 
     def _write(self, code: IndentedBuffer, body: _Body) -> None:
+        profiling.write_cpp(code, self.name, body.graph.name)
         with _codegened(self.wrapper, body.graph):
             for line in body.lines:
                 if isinstance(line, WrapperLine):

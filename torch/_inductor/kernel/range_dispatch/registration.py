@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch._inductor import config as inductor_config
+from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.candidates import (
     accepted_names,
     callable_name,
@@ -28,6 +30,8 @@ from torch._inductor.kernel.range_dispatch.ranges import (
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
+
+log = logging.getLogger(__name__)
 
 ConfigGenerator = Callable[[dict[str, torch.Tensor]], list[CustomOpConfig]]
 
@@ -225,13 +229,18 @@ class _Checker:
                 "input_gen_fns", generators, "a dict of functions by argument name"
             )
         tensors = self._tensor_names()
+        by_name = dict(generators)
         for name, generator in generators.items():
             if name not in tensors:
                 rule = f"keyed by tensor arguments of the op ({', '.join(tensors)})"
-                raise self.value_error("input_gen_fns", name, rule)
+                error = self.value_error("input_gen_fns", name, rule)
+                if not compat.unknown_generator_is_passed_over():
+                    raise error
+                log.warning("%s; it is not used", error)
+                del by_name[name]
             if not callable(generator):
                 raise self.type_error(f"input_gen_fns[{name!r}]", generator, "callable")
-        return dict(generators)
+        return by_name
 
     def _tensor_names(self) -> list[str]:
         arguments = self.op._schema.arguments

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,8 +106,38 @@ def failure(label: str, point: Point, reason: str) -> Measurement:
     return Measurement(label, math.inf, 0.0, f"it fails at size {point.size}: {reason}")
 
 
+# What a compiler says is wrong, behind the place in the file: gcc, clang, nvcc, MSVC.
+_COMPILER = re.compile(r"[:)] *(?:fatal )?error(?: \w+)?: *(.+)")
+# Longer messages are cut off: a line of C++ may name types at length.
+_LONGEST = 240
+
+
 def described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+    """The kind of ``error`` and what is wrong, in one line."""
+    said = first_line(error).rstrip(": ")
+    if more := _behind_first_line(error):
+        said = f"{said}: {more}"
+    if len(said) > _LONGEST:
+        said = f"{said[:_LONGEST]}..."
+    return f"{type(error).__name__}: {said}".rstrip(": ")
+
+
+def _behind_first_line(error: BaseException) -> str | None:
+    """Where the first line only names the stage: what the compiler or the worker process said."""
+    lines = [line for line in str(error).splitlines()[1:] if line.strip()]
+    if found := next(filter(None, map(_COMPILER.search, lines)), None):
+        return found.group(1)
+    output = getattr(error, "output", None)  # of a compiler or a linker that failed otherwise
+    if isinstance(output, str) and output.strip():
+        return output.strip().splitlines()[0]
+    stacks = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call")]
+    if not stacks:
+        return None
+    # After the indented frames comes the worker's own exception; its last line may say most.
+    raised = [line for line in lines[stacks[-1] + 1 :] if not line[0].isspace()]
+    if not raised:
+        return None
+    return f"{raised[0]} {raised[-1]}" if raised[0].endswith(":") else raised[0]
 
 
 @dataclass
