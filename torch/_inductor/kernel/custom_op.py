@@ -37,6 +37,7 @@ from torch._inductor.kernel.range_dispatch import (
     dispatch,
     fingerprint,
     grid,
+    neighbours,
     one_kernel,
     region,
     report,
@@ -59,6 +60,7 @@ from torch._inductor.kernel.range_dispatch.choosing import (
     Measurement,
     RangeResult,
     Rules,
+    slower,
 )
 from torch._inductor.kernel.range_dispatch.grid import Measured
 from torch._inductor.kernel.range_dispatch.inputs import (
@@ -465,11 +467,18 @@ def _range_based_lowering_fn(
         together_in_one = _in_one_kernel(tuned)
         if together_in_one is not None:
             return together_in_one
-    for each in everything:
-        report.record(each.plan)
-    region_call = joint if joint is not None and together else tuned.contest.call
+    contest = tuned.contest
+    if joint is not None and together:
+        arrangement = neighbours.Arrangement(joint, contest.with_producers(joint))
+    else:
+        arrangement = contest.arrange(tuned.size, tuned.points)
+    plan = replace(tuned.plan, tuning_seconds=time.perf_counter() - contest.started)
     with compat.lowered_normally(each.contest.call.op for each in everything):
-        return _dispatch(everything, region_call, chosen)
+        dispatched = _dispatch(everything, arrangement, chosen)
+    report.record(dispatched.described(plan, contest.whole))
+    for other in together:
+        report.record(other.plan)
+    return dispatched.result
 
 
 @dataclass(frozen=True)
@@ -603,15 +612,45 @@ def _all_same(one: tuple[Candidate, ...], other: tuple[Candidate, ...]) -> bool:
     return all(a.same_as(b) for a, b in zip(one, other, strict=True))
 
 
+@dataclass(frozen=True)
+class _Dispatched:
+    """IR for the result of a dispatched op, and what the branches compute beside it.
+
+    Attributes:
+        result: The IR.
+        arrangement: The neighbours in the branches.
+        handed_out: Those of them whose values the rest of the graph uses.
+        seconds: Wall time of tracing and lowering the branches.
+    """
+
+    result: Any
+    arrangement: neighbours.Arrangement
+    handed_out: Sequence[Node]
+    seconds: float
+
+    def described(self, plan: report.Plan, whole: neighbours.Arrangement) -> report.Plan:
+        """``plan`` with where the neighbours run, of those in ``whole``."""
+        producers, consumers = self.arrangement.producers, self.arrangement.consumers
+        return replace(
+            plan,
+            region=tuple(node.name for node in (*producers, *consumers)),
+            producers=tuple(node.name for node in producers),
+            handed_out=tuple(node.name for node in self.handed_out),
+            left_out=self.arrangement.outside(whole) if self.arrangement.left_out else (),
+            costs=(("branches", self.seconds),),
+        )
+
+
 def _dispatch(
     tuned: Sequence[_Tuned],
-    call: BoundCall,
+    arrangement: neighbours.Arrangement,
     chosen: Sequence[tuple[Range, tuple[Candidate, ...]]],
-) -> Any:
+) -> _Dispatched:
     """The nested cond over the merged ranges in place of the op, and of what moves with it."""
+    started = time.perf_counter()
     first, *others = tuned
     contest = first.contest
-    call = region.lowered(call)
+    call = region.lowered(arrangement.call)
 
     def branch(range: Range, winners: tuple[Candidate, ...]) -> dispatch.Branch:
         run = call
@@ -631,7 +670,7 @@ def _dispatch(
     outputs = call.results(contest.ref.outputs)
     operands: list[Any] = list(call.operands)
     handed_out: dict[int, Node] = {}
-    if dispatch.flat().supported():
+    if dispatch.flat().supported() and "producers" not in arrangement.left_out:
         operands, handed_out = region.move_producers(call)
     dispatched = dispatch.Lowering(
         contest.registration.name,
@@ -652,9 +691,13 @@ def _dispatch(
     for node, value in zip(handed_out.values(), results[len(outputs) :], strict=True):
         region.hand_out(node, value)
     results = results[: len(outputs)]
+    used = list(handed_out.values())
     if isinstance(call, region.RegionCall):
-        return region.settle(call, results)
-    return contest.ref.pack(results)
+        used += [node for node in call.region.outputs if node is not call.node]
+        result = region.settle(call, results)
+    else:
+        result = contest.ref.pack(results)
+    return _Dispatched(result, arrangement, used, time.perf_counter() - started)
 
 
 def _graphs_without_cond(
@@ -812,6 +855,59 @@ class _Contest:
                 [c for c in self.contenders if c.candidate.label in winners]
             ):
                 return results
+
+    @property
+    def whole(self) -> neighbours.Arrangement:
+        """All neighbours in the branches, as the contenders are measured."""
+        return neighbours.Arrangement(self.call, self.bench.call)
+
+    def with_producers(self, call: BoundCall) -> BoundCall:
+        return region.with_producers(call, self.registration.input_gen_fns.keys())
+
+    def arrange(
+        self, size: sympy.Expr, points: Sequence[tuple[str, Point]]
+    ) -> neighbours.Arrangement:
+        """The neighbours in the branches: not those that are measured to be slower there.
+
+        Args:
+            size: What is dispatched on.
+            points: The probes, each with the label of the winner there.
+        """
+        best = self.whole
+        if _forced() is not None:
+            return best
+        fewer = best.without_reductions(self.alone, size, self.ref.pack, self.with_producers)
+        best = self._faster(best, fewer, points)
+        if not dispatch.flat().supported():
+            return best
+        winners = {label for label, _ in points}
+        graphs = [c.graph for c in self.contenders if c.candidate.label in winners]
+        return self._faster(best, best.without_producers(graphs), points)
+
+    def _faster(
+        self,
+        best: neighbours.Arrangement,
+        fewer: neighbours.Arrangement | None,
+        points: Sequence[tuple[str, Point]],
+    ) -> neighbours.Arrangement:
+        """``fewer``, if all winners are faster with it wherever they were measured."""
+        if fewer is None:
+            return best
+        rules = Rules(OP_LABEL, self.registration.min_speedup_threshold, config.noise)
+        pairs = []
+        for winner in self.contenders:
+            won = [point for label, point in points if label == winner.candidate.label]
+            if not won:
+                continue
+            both = neighbours.variants(winner, best, fewer, self.whole, self.ref)
+            found = grid.fill(self.registration, self.bench, both, [won], fewer.about)
+            pairs += [(row[0], row[1]) for at in found or () for _, row in at.probes if row]
+            # Nearly always the first winner already says so, and no other is compiled.
+            if not slower(pairs, rules):
+                return best
+        names = ", ".join(fewer.outside(best))
+        log.info("%s: faster with these left outside of its branches: %s", self.call.op, names)
+        return fewer
 
     def drop_untraceable(self, contenders: Sequence[Contender]) -> bool:
         """Trace ``contenders``; those that can't be are out, with the reason. Whether any was."""

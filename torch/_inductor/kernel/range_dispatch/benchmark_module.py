@@ -17,7 +17,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -34,7 +34,7 @@ from torch._inductor.kernel.range_dispatch.inputs import hinted_point, Point, sy
 from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import map_arg
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -101,12 +101,74 @@ class Generated:
     compile: Callable[[], BenchmarkModule]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One of several modules that run in turn.
+
+    Attributes:
+        module: The module, or the file to load it from.
+        takes: Places of its operands among the values so far; its outputs come after those.
+    """
+
+    module: BenchmarkModule | ModuleFile
+    takes: tuple[int, ...]
+
+    def loaded(self) -> BenchmarkModule:
+        return self.module if isinstance(self.module, BenchmarkModule) else self.module.load()
+
+
+@dataclass(frozen=True)
+class StagedFiles(ModuleFile):
+    """Where the code of a ``StagedModule`` is."""
+
+    stages: tuple[Stage, ...]
+    gives: tuple[int, ...]
+
+    def load(self) -> BenchmarkModule:
+        stages = [replace(stage, module=stage.loaded()) for stage in self.stages]
+        return StagedModule.of(stages, self.gives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedModule(BenchmarkModule):
+    """Modules that run one after the other; what one leaves in memory, a later one reads.
+
+    Attributes:
+        stages: The modules.
+        gives: Places of the outputs among all values, of which the first are the operands.
+    """
+
+    stages: tuple[Stage, ...]
+    gives: tuple[int, ...]
+
+    @staticmethod
+    def of(stages: Sequence[Stage], gives: Sequence[int]) -> StagedModule:
+        modules = [stage.loaded() for stage in stages]
+        of_files = [replace(s, module=m.file) for s, m in zip(stages, modules, strict=True)]
+        last = modules[-1]
+        return StagedModule(
+            function=last.function,
+            symbols=last.symbols,
+            assumptions=tuple(a for module in modules for a in module.assumptions),
+            file=StagedFiles(**vars(last.file), stages=tuple(of_files), gives=tuple(gives)),
+            stages=tuple(stages),
+            gives=tuple(gives),
+        )
+
+    def __call__(self, point: Point, operands: Sequence[Any]) -> Any:
+        values = list(operands)
+        for stage in self.stages:
+            values += stage.loaded()(point, [values[i] for i in stage.takes])
+        return [values[i] for i in self.gives]
+
+
 def compile_for_benchmark(
     graph: GraphModule,
     call: BoundCall,
     point: Point,
     config_patches: Mapping[str, Any],
     name: str,
+    strided: bool = False,
 ) -> BenchmarkModule:
     """Compile the trace of a candidate with symbolic sizes, as if first called at ``point``.
 
@@ -116,8 +178,10 @@ def compile_for_benchmark(
         point: The sizes that questions without a static answer are answered for.
         config_patches: Inductor settings of the candidate.
         name: For the generated code.
+        strided: Whether its outputs have the strides that they were traced with.
     """
-    return generate_for_benchmark(graph, call, point, config_patches, name).compile()
+    generated = generate_for_benchmark(graph, call, point, config_patches, name, strided=strided)
+    return generated.compile()
 
 
 def generate_for_benchmark(
@@ -127,6 +191,7 @@ def generate_for_benchmark(
     config_patches: Mapping[str, Any],
     name: str,
     known: Known | None = None,
+    strided: bool = False,
 ) -> Generated:
     """The code of a benchmark module; see ``compile_for_benchmark``.
 
@@ -138,6 +203,7 @@ def generate_for_benchmark(
         name: For the generated code.
         known: What holds in the branch that the code is for, in the symbols of the call; None for
             code that is for no branch.
+        strided: Whether its outputs have the strides that they were traced with.
     """
     # Not there yet when Inductor imports this module.
     from torch._inductor.graph import GraphLowering
@@ -149,6 +215,8 @@ def generate_for_benchmark(
     settings |= config_patches
     with V.set_fake_mode(world.mode):
         own = with_values(graph, world.mode, world.operands)
+        if strided:
+            _keep_strides(own.graph.output_node())
         lowering = GraphLowering(
             own,
             example_inputs=list(world.operands),
@@ -305,6 +373,13 @@ class _World:
         """The guards that came up, in the symbols of the call."""
         back = {own: symbol for symbol, own in self.symbols.items()}
         return tuple(guard.expr.xreplace(back) for guard in self.env.guards)
+
+
+def _keep_strides(output: Node) -> None:
+    """Say to Inductor what a compile of a user's graph does of what that returns."""
+    (results,) = output.args
+    output.meta["user_visible_output_idxs"] = list(range(len(results)))
+    output.meta["original_output_strides"] = [node.meta["val"].stride() for node in results]
 
 
 def with_values(graph: GraphModule, mode: FakeTensorMode, operands: Sequence[Any]) -> GraphModule:

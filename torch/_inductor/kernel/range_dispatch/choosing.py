@@ -199,6 +199,20 @@ def _eligible(row: Sequence[Measurement], rules: Rules) -> list[Measurement]:
     return others if rules.force and others else [*others, op]
 
 
+def slower(pairs: Sequence[tuple[Measurement, Measurement]], rules: Rules) -> bool:
+    """Whether the first of each pair is slower than the second, which has to be worth a change.
+
+    >>> slower([(Measurement("in", 3.0), Measurement("out", 2.0))], Rules("op", noise=0.02))
+    True
+    >>> slower([(Measurement("in", 3.0), Measurement("out", 2.0))], Rules("op", threshold=2))
+    False
+    """
+    return bool(pairs) and all(
+        beats(other, one, rules.noise) and other.milliseconds * rules.threshold <= one.milliseconds
+        for one, other in pairs
+    )
+
+
 def beats(one: Measurement, other: Measurement, noise: float) -> bool:
     """Whether ``one`` is faster than ``other`` by more than the noise."""
     margin = max(noise * one.milliseconds, one.spread + other.spread)

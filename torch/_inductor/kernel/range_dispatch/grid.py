@@ -60,14 +60,19 @@ def fill(
     bench: Bench,
     contenders: Sequence[Contender],
     points: Sequence[Sequence[Point]],
+    about: str = "",
 ) -> list[Measured] | None:
     """Measurements of all contenders, in their order, at each point of each range.
 
     Returns None where something would have to be measured and must not be. A row is empty where
-    nothing could be measured.
+    nothing could be measured. What is measured ``about`` something else than which candidate is
+    fastest is recorded apart.
     """
-    known = CallRecords(registration, bench, contenders)
-    progress.start(bench, bench.call.op.name(), len(contenders), sum(map(len, points)))
+    known = CallRecords(registration, bench, contenders, about)
+    if about:
+        progress.more(len(contenders) * sum(map(len, points)))
+    else:
+        progress.start(bench, bench.call.op.name(), len(contenders), sum(map(len, points)))
     if pinned() and any(None in known.row(point) for at in points for point in at):
         log.info("%s: not tuned, to be deterministic: no records", bench.call.op)
         return None
@@ -141,6 +146,7 @@ class CallRecords:
     registration: Registration
     bench: Bench
     contenders: Sequence[Contender]
+    about: str = ""
 
     def __post_init__(self) -> None:
         self._records: Records | None = None
@@ -154,7 +160,7 @@ class CallRecords:
             retune=config.retune and not pinned(),
         )
         self._identities = {
-            c.candidate.label: signature.candidate_identity(c.candidate, call)
+            c.candidate.label: signature.candidate_identity(c.candidate, call) + c.variant
             for c in self.contenders
         }
 
@@ -177,8 +183,7 @@ class CallRecords:
     def find(self, label: str, point: Point, branch: str = "") -> Measurement | None:
         if self._records is None:
             return None
-        name = signature.probe_name(self.registration, self.bench.call, point, branch)
-        found = self._records.find(name, self._identities[label])
+        found = self._records.find(self._probe(point, branch), self._identities[label])
         return None if found is None else replace(found, label=label)
 
     def add(
@@ -193,8 +198,11 @@ class CallRecords:
     def put(self, label: str, point: Point, measurement: Measurement, branch: str = "") -> None:
         if self._records is None:
             return
+        self._records.add(self._probe(point, branch), {self._identities[label]: measurement})
+
+    def _probe(self, point: Point, branch: str) -> str:
         name = signature.probe_name(self.registration, self.bench.call, point, branch)
-        self._records.add(name, {self._identities[label]: measurement})
+        return f"{name} {self.about}".rstrip()
 
     def save(self) -> None:
         if self._records is not None:

@@ -145,8 +145,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         parts = [r.range for r in plan.results if range.contains(r.range.start)]
         merged = f", merged from {len(parts)} ranges" if len(parts) > 1 else ""
         yield f"{_spoken(range)} runs <b>{_safe(label)}</b>{merged}."
-    if plan.region:
-        yield f"In the branches with it: {_safe(', '.join(plan.region))}."
+    for what, said in plan.neighbours():
+        yield f"{what[0].upper()}{what[1:]}: {_safe(said)}."
     out = {label for label, _ in plan.rejected}
     for label, reason in plan.rejected:
         yield f"Not used: <b>{_safe(label)}</b>: {_safe(reason)}"

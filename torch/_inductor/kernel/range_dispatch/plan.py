@@ -35,6 +35,9 @@ class Plan:
         rejected: Candidates that could not compete, with the reason.
         tuning_seconds: Wall time of tracing, compiling and measuring.
         region: The op's neighbours in the graph that moved into its branches, in words.
+        producers: Those of them that run before the op.
+        handed_out: Those of them whose values the rest of the graph uses.
+        left_out: Neighbours that were measured to be faster outside of the branches.
         costs: Seconds by the kind of work, in the order in which it was done.
         origin: ``"measured"`` where something was measured for this plan, ``"recorded"`` where
             all times come from records, and None where it needed no times.
@@ -54,6 +57,9 @@ class Plan:
     rejected: tuple[tuple[str, str], ...]
     tuning_seconds: float
     region: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+    handed_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     costs: tuple[tuple[str, float], ...] = ()
     origin: str | None = MEASURED
     device: str = ""
@@ -160,8 +166,7 @@ class Plan:
         again = [f"{r.range} {', '.join(r.as_generated)}" for r in self.results if r.as_generated]
         if again:
             lines.append(f"  measured as generated: {'; '.join(again)}")
-        if self.region:
-            lines.append(f"  in the branches: {', '.join(self.region)}")
+        lines += [f"  {what}: {said}" for what, said in self.neighbours()]
         pieces = [f"{r} {label}" for r, label in self.chosen]
         verb = "dispatched" if len(self.chosen) > 1 else "inlined"
         if self.one_kernel:
@@ -170,6 +175,22 @@ class Plan:
         if gains := self.predicted():
             lines.append(f"  predicted: {gains}")
         return lines
+
+    def neighbours(self) -> list[tuple[str, str]]:
+        """What became of the op's neighbours, as pairs of what is said and of what."""
+        about = []
+        if self.region:
+            shown = ", ".join(f"{n} (before)" if n in self.producers else n for n in self.region)
+            if len(self.chosen) > 1:
+                shown += f"; {len(self.region)} nodes x {len(self.chosen)} branches"
+            if seconds := dict(self.costs).get("branches"):
+                shown += f" in {seconds:.2f} s"
+            about.append(("in the branches", shown))
+        if self.handed_out:
+            about.append(("handed out of them", ", ".join(self.handed_out)))
+        if self.left_out:
+            about.append(("left out, since measured slower there", ", ".join(self.left_out)))
+        return about
 
     def predicted(self) -> str:
         """The predicted gains in words; empty where nothing was measured."""
@@ -219,6 +240,9 @@ class Plan:
             ],
             "rejected": [{"candidate": label, "reason": reason} for label, reason in self.rejected],
             "region": list(self.region),
+            "producers": list(self.producers),
+            "handed_out": list(self.handed_out),
+            "left_out": list(self.left_out),
             "best_single": self.best_single,
             "gain_over_single": self.gain_over_single,
             "gain_over_op": self.gain_over_op,
@@ -255,6 +279,10 @@ class Plan:
                 rejected=tuple((str(r["candidate"]), str(r["reason"])) for r in data["rejected"]),
                 tuning_seconds=float(data["tuning_seconds"]),
                 region=tuple(map(str, data["region"])),
+                # Not in what earlier versions wrote.
+                producers=tuple(map(str, data.get("producers", ()))),
+                handed_out=tuple(map(str, data.get("handed_out", ()))),
+                left_out=tuple(map(str, data.get("left_out", ()))),
                 costs=tuple((str(kind), float(s)) for kind, s in data["costs"].items()),
                 origin=data["origin"],
                 device=str(data["device"]),

@@ -122,15 +122,18 @@ def row(size: int, measurements: Sequence[Measurement], measured: int) -> None:
 def finish(plan: Plan) -> Plan:
     """The tuning has come to ``plan``: that, with its costs and where its times come from."""
     running = _running()
-    if not running or running[-1].op != plan.op:
+    # Of the calls that are dispatched together, all are tuned before any comes to its plan.
+    found = [t for t in running if t.op == plan.op and t.bench() is not None]
+    if not found:
         return replace(plan, origin=None)
-    tuning = running.pop()
+    tuning = found[0]
+    running.remove(tuning)
     tuning.close()
     _hint_at_slow_inputs(tuning)
     return replace(
         plan,
         origin=MEASURED if tuning.measured else RECORDED if tuning.done else None,
-        costs=tuple((name, seconds) for name, seconds in tuning.seconds.items() if name),
+        costs=(*((name, s) for name, s in tuning.seconds.items() if name), *plan.costs),
     )
 
 

@@ -70,6 +70,14 @@ _ELEMENTWISE = frozenset(
     }
 )
 
+_COPIES = frozenset(
+    {
+        _aten._to_copy.default,
+        _aten.clone.default,
+        torch.ops.prims.convert_element_type.default,
+    }
+)
+
 # Namespaces of ops whose order among each other matters although they mutate nothing.
 _ORDERED = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "fsdp", "streams")
 
@@ -128,10 +136,8 @@ class RegionCall(BoundCall):
         for node in self.region.consumers:
             if node in self.stand_ins:
                 env[node] = self.stand_ins[node](env)
-                continue
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
-            with set_current_meta(node), set_original_aten_op(node.meta.get("original_aten")):
-                env[node] = node.target(*args, **kwargs)
+            else:
+                compute([node], env)
         return [env[node] for node in self.region.outputs]
 
     def results(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -202,11 +208,16 @@ class CallWithProducers(BoundCall):
     def _operands(self, values: Sequence[Any]) -> list[Any]:
         """The operands of the call, of the values of those of this one."""
         env = {node: value for node, value in zip(self.nodes, values, strict=True) if node}
-        for node in self.producers:
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
-            with set_current_meta(node), set_original_aten_op(node.meta.get("original_aten")):
-                env[node] = node.target(*args, **kwargs)
+        compute(self.producers, env)
         return [env[node] for node in self.call.nodes if node]
+
+
+def compute(nodes: Sequence[Node], env: dict[Node, Any]) -> None:
+    """Add the values of ``nodes``, in the order of the graph, to those in ``env``."""
+    for node in nodes:
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
+        with set_current_meta(node), set_original_aten_op(node.meta.get("original_aten")):
+            env[node] = node.target(*args, **kwargs)
 
 
 def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
@@ -226,13 +237,13 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
             return
         inside = first or all(user in producers for user in node.users)
         room = len(producers) < config.region_nodes
-        computed = _inlines(node) and node.target is not operator.getitem
+        computed = inlines(node) and node.target is not operator.getitem
         if inside and room and computed and _functional(node) and _is_tensor(node):
             producers.add(node)
             for needed in node.all_input_nodes:
                 visit(needed, None, False)
         else:
-            operands[node] = _stand_in(node) if given is None else given
+            operands[node] = stand_in(node) if given is None else given
 
     for node, name, operand in zip(call.nodes, call.names(), call.operands, strict=True):
         assert node is not None
@@ -290,6 +301,7 @@ def around(
     size: sympy.Expr,
     pack: Callable[..., Any],
     joins: Callable[[Node], bool] = lambda node: False,
+    reductions: bool = True,
 ) -> BoundCall:
     """``call`` with its consumers, or as it is where it is alone or has to be.
 
@@ -298,10 +310,12 @@ def around(
         size: The size that is dispatched on.
         pack: Puts the op's flat outputs into the structure that it returns.
         joins: Whether a node is a call of an op that is dispatched on the same size.
+        reductions: Whether reductions, and what depends on them, are among the consumers. Without
+            them there is a region also where all it has is the outputs of the op.
     """
     if call.node is None or config.region_nodes <= 0:
         return call
-    region = _Growth(call, size, joins).grow()
+    region = _Growth(call, size, joins, reductions).grow()
     if region is None:
         return call
     extras = OrderedSet(
@@ -314,7 +328,7 @@ def around(
         op=call.op,
         arguments=call.arguments,
         supplied=call.supplied,
-        operands=(*call.operands, *map(_stand_in, extras)),
+        operands=(*call.operands, *map(stand_in, extras)),
         node=call.node,
         nodes=(*call.nodes, *extras),
         region=region,
@@ -340,11 +354,15 @@ def operand_for(node: Node) -> Any:
     Where the value is not computed in this graph yet, it is a buffer that does not exist.
     """
     known = V.graph.env.get(node)
-    return realize(known, keep=True) if isinstance(known, ir.TensorBox) else _stand_in(node)
+    if isinstance(known, ir.TensorBox):
+        return realize(known, keep=True)
+    return stand_in(node)
 
 
-def _stand_in(node: Node) -> Any:
-    value = node.meta["val"]
+def stand_in(node: Node, value: Any = None) -> Any:
+    """An operand like the value of ``node``, or like ``value``, which is computed elsewhere."""
+    if value is None:
+        value = node.meta["val"]
     if isinstance(value, (int, torch.SymInt)):
         return _expr(value)
     layout = ir.FixedLayout(
@@ -402,7 +420,7 @@ def _computed_in_branches(
     used = any(user not in to_come or user in V.graph.env for user in outside)
     loops = unrealized(value)
     if loops is not None:
-        wanted = any(user.op == "output" or not _inlines(user) for user in outside)
+        wanted = any(user.op == "output" or not inlines(user) for user in outside)
         return Inlined(loops, in_memory=wanted and not used)
     if used or not (isinstance(value, ir.TensorBox) and isinstance(value.data, ir.StorageBox)):
         return None
@@ -420,7 +438,7 @@ def _in_no_buffer(node: Node) -> bool:
     return _computed_in_branches(node, (), frozenset()) is not None
 
 
-def _inlines(node: Node) -> bool:
+def inlines(node: Node) -> bool:
     """Whether the lowering of ``node`` computes an operand anew if it is in no buffer."""
     target = node.target
     if target is operator.getitem:
@@ -434,7 +452,14 @@ def is_elementwise(node: Node) -> bool:
     """Whether ``node`` computes each element by itself, or a size."""
     if node.op != "call_function":
         return False
-    return _is_arithmetic(node) or (_functional(node) and _inlines(node))
+    return _is_arithmetic(node) or (_functional(node) and inlines(node))
+
+
+def computes(node: Node) -> bool:
+    """Whether the value of an element is more than one that was read, in another dtype maybe."""
+    target = node.target
+    pointwise = isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
+    return pointwise and target not in _COPIES and bool(node.all_input_nodes)
 
 
 def _following(node: Node) -> Iterator[Node]:
@@ -445,9 +470,12 @@ def _following(node: Node) -> Iterator[Node]:
 class _Growth:
     """Finds the consumers that can be computed where the op is."""
 
-    def __init__(self, call: BoundCall, size: sympy.Expr, joins: Callable[[Node], bool]) -> None:
+    def __init__(
+        self, call: BoundCall, size: sympy.Expr, joins: Callable[[Node], bool], reductions: bool
+    ) -> None:
         assert call.node is not None
         self.op_node = call.node
+        self.reductions = reductions
         self.symbols = size.free_symbols
         self.joins = joins
         self.inside: OrderedSet[Node] = OrderedSet([self.op_node])
@@ -485,7 +513,7 @@ class _Growth:
             self.joined.add(node)
         if (depends or beside) and fits:
             self._take(node)
-            if _is_reduction(node) and self._reduces_dispatched(node):
+            if is_reduction(node) and self._reduces_dispatched(node):
                 # It is the last thing in a branch: its result is small, and what uses it is not.
                 self.ends.add(node)
         elif depends:
@@ -508,7 +536,7 @@ class _Growth:
         if not _functional(node) or not _same_place(node, self.op_node):
             return False
         target: Any = node.target
-        kind = _inlines(node) or _is_reduction(node)
+        kind = inlines(node) or (self.reductions and is_reduction(node))
         return kind and target not in lowering.needs_realized_inputs
 
     def _reduces_dispatched(self, node: Node) -> bool:
@@ -550,7 +578,9 @@ class _Growth:
             if node in needed:
                 needed.update(n for n in node.all_input_nodes if n in self.inside)
         consumers = [n for n in self.inside if n in needed and n is not self.op_node]
-        if all(node.target is operator.getitem for node in consumers):
+        if not consumers or (
+            self.reductions and all(node.target is operator.getitem for node in consumers)
+        ):
             return None
         early = self._early(consumers)
         joined = tuple(node for node in consumers if node in self.joined)
@@ -601,7 +631,7 @@ def _functional(node: Node) -> bool:
     )
 
 
-def _is_reduction(node: Node) -> bool:
+def is_reduction(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
 
 

@@ -164,7 +164,8 @@ def entries_of(path: Path, op: str | None = None) -> Iterator[Entry]:
             str(about.get("device")),
             entry.get("signature") or {},
             entry.get("environment") or {},
-            probes,
+            # What was measured about the neighbours of the op is under longer names.
+            {probe: row for probe, row in probes.items() if " " not in probe},
         )
 
 

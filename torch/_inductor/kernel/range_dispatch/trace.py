@@ -107,7 +107,7 @@ def traceable(candidate: Candidate, call: BoundCall, ref: Reference) -> Callable
         outputs = []
         for i, (leaf, expected) in enumerate(zip(leaves, ref.outputs, strict=True)):
             _check_output(i, leaf, expected)
-            fitted = _with_strides(i, leaf, expected)
+            fitted = with_strides(i, leaf, expected)
             if StorageWeakRef(fitted.untyped_storage()) in taken:
                 fitted = fitted.clone()
             taken.add(StorageWeakRef(fitted.untyped_storage()))
@@ -127,7 +127,7 @@ def _finished(
     taken = {StorageWeakRef(t.untyped_storage()) for t in operands if _is_tensor(t)}
     fitted = []
     for i, (leaf, expected) in enumerate(zip(finished, call.results(ref.outputs), strict=True)):
-        result = _with_strides(i, leaf, expected)
+        result = with_strides(i, leaf, expected)
         if StorageWeakRef(result.untyped_storage()) in taken:
             result = result.clone()
         taken.add(StorageWeakRef(result.untyped_storage()))
@@ -372,7 +372,7 @@ def _check_output(index: int, actual: Any, expected: torch.Tensor) -> None:
         )
 
 
-def _with_strides(index: int, actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def with_strides(index: int, actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """``actual``, copied to the strides of ``expected`` where it has others."""
     if _known_equal(actual.stride(), expected.stride()) and _starts_at_zero(actual):
         return actual

@@ -55,6 +55,7 @@ class Contender:
         modules: The compiled benchmark modules. The first one nearly always serves all probes.
         broken: Why it is out everywhere: it does not compile, or gives another answer.
         branch: The merged range that its modules are generated for; None for all sizes.
+        variant: What tells it, in the records, from others of the same candidate.
     """
 
     candidate: Candidate
@@ -62,6 +63,7 @@ class Contender:
     modules: list[BenchmarkModule] = field(default_factory=list)
     broken: str | None = None
     branch: Range | None = None
+    variant: str = ""
 
     @functools.cached_property
     def graph(self) -> GraphModule:
@@ -71,6 +73,11 @@ class Contender:
             Rejected: It cannot be traced.
         """
         return self.trace()
+
+    def compiled(self, bench: Bench, point: Point) -> BenchmarkModule:
+        """A module of it, compiled as if first called at ``point``."""
+        candidate, name = self.candidate, _identifier(self.candidate.label)
+        return compile_for_benchmark(self.graph, bench.call, point, candidate.config_patches, name)
 
     def module_at(self, point: Point) -> BenchmarkModule | None:
         """A compiled module that may run at ``point``."""
@@ -203,9 +210,7 @@ def _ensure_compiled(bench: Bench, contenders: Sequence[Contender], point: Point
 
 
 def _compile(bench: Bench, contender: Contender, point: Point) -> BenchmarkModule:
-    candidate = contender.candidate
-    name = _identifier(candidate.label)
-    return compile_for_benchmark(contender.graph, bench.call, point, candidate.config_patches, name)
+    return contender.compiled(bench, point)
 
 
 def generate(
