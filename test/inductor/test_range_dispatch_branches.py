@@ -37,6 +37,10 @@ def times_high(x, w):
     return x * w + 2.0
 
 
+def times_low_by_names(x, w):
+    return torch.add(torch.mul(x, w), 1.0)
+
+
 def down_low(x, w):
     return (x * w).sum(0)
 
@@ -106,6 +110,19 @@ class OwnRangeTest(BranchTestCase):
         for rows in (2, END, END + 1, 5000):
             x, w = self.inputs(rows)
             self.assertEqual(compiled(x, w), x * w + (1.0 if rows <= END else 2.0))
+
+    @parametrize("cpp_wrapper", [False, True])
+    def test_a_kernel_that_branches_have_in_common_is_generated_once(self, cpp_wrapper):
+        op, labels = self.make(times_low, times_low_by_names, lambda x, w: torch.empty_like(x))
+        compiled = self.compiled(lambda x, w: op(x, w).sin())
+        settings = {"cpp.threads": 1, "cpp_wrapper": cpp_wrapper}
+        with force_winners(labels), inductor_config.patch(settings):
+            code = final_code(compiled, *self.inputs(20))
+        called = re.findall(r"^\s+(cpp_fused_\w+)\(", code, re.MULTILINE)
+        self.assertEqual((len(called), len(set(called))), (2, 1))
+        for rows in (2, END, END + 1, 40):
+            x, w = self.inputs(rows)
+            self.assertEqual(compiled(x, w), (x * w + 1.0).sin())
 
     @parametrize("device", DEVICES)
     @parametrize("first_call", [4, 9000])
