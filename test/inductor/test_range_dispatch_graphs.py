@@ -467,6 +467,8 @@ def force_winners_by_labels(picks):
 
     def fake(bench, contenders, point):
         labels = [c.candidate.label for c in contenders]
+        if any(c.variant for c in contenders):  # a winner with fewer neighbours, which is slower
+            return [Measurement(label, 1.0 + i) for i, label in enumerate(labels)]
         (choose,) = (f for label, f in picks.items() if label in labels)
         winner = choose(point.size)
         if winner not in labels:

@@ -13,6 +13,7 @@ from range_dispatch_common import (
     HAS_CPU,
     HAS_GPU,
     RangeDispatchTestCase,
+    report,
 )
 
 import torch
@@ -132,6 +133,10 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "view_between": (
         scale,
         lambda op, x, w, r, m: op(x, w).view(-1, 4, WIDTH // 4).transpose(1, 2) * 3,
+    ),
+    "view_used_inside_and_outside": (
+        scale,
+        lambda op, x, w, r, m: (lambda v: (v, v.sin()))((op(x, w) + 1)[:, 1:]),
     ),
     "residual": (norm, lambda op, x, w, r, m: op(x + r, w)),
     "residual_handed_on": (norm, lambda op, x, w, r, m: (lambda h: (h, op(h, w)))(x + r)),
@@ -255,6 +260,18 @@ class ResultsTest(RegionTestCase):
                 chosen = low if rows <= SPLIT else high
                 expected = graph(chosen, *args)
                 self.assertEqual(compiled(*args), expected, exact_stride=True)
+
+    def test_a_size_that_is_an_expression(self):
+        """No operand of the branches has a symbol for a size of its own."""
+        low, high = self.register(scale)
+        graph = lambda op, a, w: torch.relu(op(torch.cat([a, a.sin()]), w)) + 1  # noqa: E731
+        compiled = torch.compile(lambda *args: graph(scale, *args), fullgraph=True)
+        with self.forced(scale), torch._dynamo.config.patch(error_on_recompile=True):
+            for rows in (20, 2, 4, 5, 40):
+                (a, w, *_), chosen = inputs(rows, "cpu"), low if 2 * rows <= SPLIT else high
+                self.assertEqual(compiled(a, w), graph(chosen, a, w), exact_stride=True)
+        (plan,) = report.plans()
+        self.assertEqual(plan.rejected, ())
 
 
 instantiate_parametrized_tests(KernelsTest)

@@ -25,7 +25,10 @@ from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import set_original_aten_op
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    set_original_aten_op,
+)
 from torch.fx.traceback import set_current_meta
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
@@ -292,7 +295,8 @@ def expected(node: Node) -> torch.Tensor:
     strides = V.graph.user_visible_output_strides.get(node)
     if strides is None or len(strides) != value.dim():
         return value
-    with V.fake_mode:
+    # It is asked for while the branches are traced, and is no part of what they compute.
+    with V.fake_mode, disable_proxy_modes_tracing():
         return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
 
 
@@ -678,8 +682,14 @@ def _as_lowered(node: Node, value: Any) -> Any:
         return value
 
     lowered._inductor_lowering_function = True  # type: ignore[attr-defined]
+    env = V.graph.env
+    # A view that is lowered outside as well comes later.
+    absent = [needed for needed in node.all_input_nodes if needed not in env]
+    env.update(dict.fromkeys(absent))
     target, node.target = node.target, lowered
     try:
         return V.graph.run_node(node)
     finally:
         node.target = target
+        for needed in absent:
+            del env[needed]
