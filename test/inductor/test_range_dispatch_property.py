@@ -787,6 +787,9 @@ def forced(drawn: Sequence[Case]) -> Iterator[None]:
         case = by_op[bench.call.op]
         told_by = [*range(1, len(case.forms) + 1), *([OP] if case.include_fallback else [])]
         labels = [c.candidate.label for c in contenders]
+        if any(c.variant for c in contenders):  # with fewer neighbours in the branches, or not
+            times = (1.0, 2.0 if case.number % 2 else 0.5)
+            return [Measurement(*pair) for pair in zip(labels, times, strict=True)]
         case.probes.add(point.size)
         if len(labels) != len(told_by):
             raise AssertionError(f"expected {len(told_by)} candidates, there are {labels}")
