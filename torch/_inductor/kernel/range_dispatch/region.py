@@ -631,9 +631,14 @@ def settle(call: RegionCall, results: Sequence[Any]) -> Any:
     env[op_node] = values.get(op_node, ())
     for node in call.region.moved:
         env[node] = None
+    # Views that something outside reads too: they are lowered when it is their turn.
+    to_come = [node for node in call.region.consumers if node not in env]
+    env.update(dict.fromkeys(to_come))
     for node, value in values.items():
         if node is not op_node:
             env[node] = _as_lowered(node, value)
+    for node in to_come:
+        del env[node]
     return env.pop(op_node)
 
 
