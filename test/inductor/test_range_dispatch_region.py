@@ -157,6 +157,21 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
 }
 
 
+# Kernels of these differ from those of one implementation: the view is there twice.
+VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
+    "view_of_the_result_read_inside_and_outside": (
+        scale,
+        lambda op, x, w, r, m: (lambda v: (v.relu(), v.cumsum(0)))(op(x, w).view(-1, 4, 8)),
+    ),
+    "view_of_an_operand_read_inside_and_outside": (
+        scale,
+        lambda op, x, w, r, m: (lambda h, v: (op(h, w), v.sum(-1), v.cumsum(0)))(
+            *(lambda h: (h, h.view(-1, 4, 8)))(x + r)
+        ),
+    ),
+}
+
+
 def inputs(rows: int, device: str) -> tuple[torch.Tensor, ...]:
     """Only the rows are dynamic: weights are of one size in a model."""
     shapes = ((rows, WIDTH), (WIDTH,), (rows, WIDTH), (WIDTH, WIDTH))
@@ -248,9 +263,9 @@ class KernelsTest(RegionTestCase):
 
 class ResultsTest(RegionTestCase):
     @parametrize("device", DEVICES)
-    @parametrize("name", list(GRAPHS))
+    @parametrize("name", [*GRAPHS, *VIEWS])
     def test_every_boundary(self, name, device):
-        op, graph = GRAPHS[name]
+        op, graph = {**GRAPHS, **VIEWS}[name]
         low, high = self.register(op)
         compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
         with self.forced(op), torch._dynamo.config.patch(error_on_recompile=True):

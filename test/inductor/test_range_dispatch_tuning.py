@@ -918,6 +918,40 @@ class ProbesTest(TuningTestCase):
         self.assertEqual(probes, [9, 10, 39])
         self.assertEqual([r.probe for r in plan.results], [9, 10, None, 39])
 
+    @parametrize("neighbours", ["none", "before", "after"])
+    def test_what_the_graph_relies_on_holds_at_a_probe(self, neighbours):
+        """A view of n elements in rows of 4 needs n to be divisible by 4, in benchmarks as well."""
+
+        def call(op, x):
+            before = x.relu() if neighbours == "before" else x
+            rows = op(before.view(-1, 4))
+            return rows.view(-1) + x.relu() if neighbours == "after" else rows
+
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(right)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 20},
+            split_points=[4, 9],
+        )
+        compiled = torch.compile(lambda x: call(self.op, x), dynamic=True, fullgraph=True)
+        for n in (20, 16, 24, 100):
+            self.check(compiled, lambda x: call(self.op, x), torch.randn(n))
+        (plan,) = report.plans()
+        self.assertEqual([r.probe for r in plan.results], [4, 9, 20])
+        self.assertEqual((plan.rejected, self.errors(plan)["right"]), ((), ["", "", ""]))
+
+    def test_ranges_without_a_multiple_do_not_occur(self):
+        """n elements are viewed in rows of 8: 17 to 23 and 25 elements do not occur."""
+
+        def call(op, x):
+            elements = x[:, 0].contiguous()
+            return op(elements) + elements.view(-1, 8).sum(1).repeat_interleave(8)
+
+        ends = [16, 23, 24, 25]
+        probes, plan = self.dispatch(call, (40,), (16,), (24,), (80,), top=29, split_points=ends)
+        self.assertEqual(probes, [16, 24, 32])
+        self.assertEqual([str(r.range) for r in plan.results], ["[0, 16]", "[24, 24]", "[26, inf]"])
+
     def test_each_probe_counts_alike(self):
         rows = [
             [Measurement("a", 1.0, 0.1), Measurement("b", 3.0)],

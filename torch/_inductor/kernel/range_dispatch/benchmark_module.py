@@ -31,7 +31,12 @@ from torch._inductor.codecache import PyCodeCache
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import hinted_point, Point, symbols_of
-from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
+from torch._inductor.kernel.range_dispatch.sizes import (
+    BranchSizes,
+    HintsDisagree,
+    Known,
+    SizesAsTraced,
+)
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -208,6 +213,9 @@ def generate_for_benchmark(
     # Not there yet when Inductor imports this module.
     from torch._inductor.graph import GraphLowering
 
+    class Lowering(SizesAsTraced, GraphLowering):
+        pass
+
     world = _World(call, point)
     # V.graph and V.fake_mode are those of the user's graph until here.
     outer = V.graph
@@ -217,7 +225,7 @@ def generate_for_benchmark(
         own = with_values(graph, world.mode, world.operands)
         if strided:
             _keep_strides(own.graph.output_node())
-        lowering = GraphLowering(
+        lowering = Lowering(
             own,
             example_inputs=list(world.operands),
             shape_env=world.env,

@@ -22,6 +22,7 @@ from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._sympy.functions import Mod, PythonMod
 
 
 InputGenerator = Callable[[torch.Tensor], torch.Tensor]
@@ -79,7 +80,8 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
     The largest possible size below comes first (``2*n`` is never 9: 8), then the smallest above.
     One symbol moves, and the others keep the sizes that the graph was first called with. Where
     the size is made of several (``s*t``), the one that comes closest to ``size`` moves; where no
-    size in the range can be had so, the others move as well.
+    size in the range can be had so, the others move as well. What the graph relies on, that ``s``
+    is divisible by 4, say, holds at the point too.
 
     Raises:
         NoSuchPoint: No size from ``low`` to ``high`` was found.
@@ -109,9 +111,16 @@ def can_reach(size_expr: Any, low: int, high: int | float) -> bool:
         return True
     (symbol,) = size_expr.free_symbols
     line = _line(size_expr, symbol)
-    return line is None or _on_line(*line, _bounds(symbol), _Wanted(low, low, high)) is not None
+    if line is None:
+        return True
+    (slope, rest), (first, last) = line, _bounds(symbol)
+    step = _divisor(symbol, _equations())
+    within = (-(-first // step), last // step)
+    return _on_line(slope * step, rest, within, _Wanted(low, low, high)) is not None
 
 
+# How many values around the best one are tried where the graph's guards do not allow that one.
+_TRIED = 1024
 # How many values of the other symbols are tried where one alone gives no size in the range.
 _OTHERS_TRIED = 32
 
@@ -153,7 +162,63 @@ def _solved(
         value = _on_curve(expr, symbol, wanted)
     if value is None:
         return None
-    return Point(int(expr.xreplace({symbol: sympy.Integer(value)})), {**values, symbol: value})
+
+    def point(value: int) -> Point:
+        return Point(int(expr.xreplace({symbol: sympy.Integer(value)})), {**values, symbol: value})
+
+    equations = _equations()
+    return _as_relied_on(point, value, symbol, equations, wanted) if equations else point(value)
+
+
+def _as_relied_on(
+    point: Callable[[int], Point],
+    value: int,
+    symbol: sympy.Symbol,
+    equations: Sequence[sympy.Eq],
+    wanted: _Wanted,
+) -> Point | None:
+    """The point in the range nearest to that of ``value`` at which the equations hold.
+
+    ``x.view(-1, 4)`` makes the graph rely on ``Eq(Mod(s, 4), 0)``, and fails where that is not so.
+    """
+
+    def holds(value: int) -> bool:
+        at = point(value)
+        values = {s: sympy.Integer(v) for s, v in at.values.items()}
+        in_range = wanted.low <= at.size <= wanted.high
+        return in_range and all(expr.xreplace(values) != sympy.false for expr in equations)
+
+    step = _divisor(symbol, equations)
+    found = [m for expr in equations for m in expr.atoms(Mod, PythonMod)]
+    period = math.lcm(*(int(m.args[1]) for m in found if m.args[1].is_Integer))
+    tried = range(min(-(-period // step), _TRIED))
+    below = (value // step * step - i * step for i in tried)
+    above = (value // step * step + (i + 1) * step for i in tried)
+    first, last = _bounds(symbol)
+    nearest = [
+        next((v for v in side if first <= v <= last and holds(v)), None) for side in (below, above)
+    ]
+    points = [point(v) for v in nearest if v is not None]
+    return min(points, key=lambda at: wanted.distance(at.size), default=None)
+
+
+def _equations() -> list[sympy.Eq]:
+    """What the graph guards on: it is compiled anew where one of these is not so."""
+    guards = [guard.expr for guard in V.graph.sizevars.shape_env.guards]
+    return [expr for expr in guards if isinstance(expr, sympy.Eq)]
+
+
+def _divisor(symbol: sympy.Symbol, equations: Sequence[sympy.Eq]) -> int:
+    """What every value of ``symbol`` is divisible by, by those equations that say so."""
+    divisors = [
+        int(side.args[1])
+        for expr in equations
+        for side, other in (expr.args, expr.args[::-1])
+        if isinstance(side, (Mod, PythonMod))
+        and (side.args[0], other) == (symbol, 0)
+        and side.args[1].is_Integer
+    ]
+    return math.lcm(*divisors)
 
 
 def _line(expr: sympy.Expr, symbol: sympy.Symbol) -> tuple[int, int] | None:

@@ -36,7 +36,12 @@ from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
 from torch._inductor.kernel.range_dispatch.chain import Arm, PYTHON, write_arms
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
-from torch._inductor.kernel.range_dispatch.sizes import BranchSizes, HintsDisagree, Known
+from torch._inductor.kernel.range_dispatch.sizes import (
+    BranchSizes,
+    HintsDisagree,
+    Known,
+    SizesAsTraced,
+)
 from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -115,7 +120,7 @@ def lower_flat(
     return tuple(node.add_output(i, fake) for i, fake in enumerate([*outputs, *kept.values()]))
 
 
-class BranchLowering(SubgraphLowering):
+class BranchLowering(SizesAsTraced, SubgraphLowering):
     """One branch as a graph of its own, whose inputs are the outer buffers themselves."""
 
     def __init__(self, branch: FlatBranch, values: _Values) -> None:
@@ -162,13 +167,6 @@ class BranchLowering(SubgraphLowering):
             return operand
         self.add_device_info(operand.get_device())
         return ir.TensorBox(self._outer(operand))
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        # Some functions that a trace computes sizes with have no lowering; their value is known.
-        value = n.meta.get("val")
-        if n.op == "call_function" and isinstance(value, torch.SymInt):
-            return value.node.expr
-        return super().run_node(n)
 
     def _computed_here(self, operand: Inlined) -> ir.TensorBox:
         if operand not in self.inlined:

@@ -16,11 +16,26 @@ from typing import Any
 
 import sympy
 
+from torch import SymInt
 from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.sizevars import SizeVarAllocator
+from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
+
+
+class SizesAsTraced:
+    """For a ``GraphLowering``: sizes that a trace computes are what they were when it was made.
+
+    Some functions that sizes are computed with, such as ``torch.sym_max``, have no lowering.
+    """
+
+    def run_node(self, n: Node) -> Any:
+        value = n.meta.get("val")
+        if n.op == "call_function" and isinstance(value, SymInt):
+            return value.node.expr
+        return super().run_node(n)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
