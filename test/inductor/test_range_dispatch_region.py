@@ -19,6 +19,7 @@ from range_dispatch_common import (
 import torch
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import tuner
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -289,6 +290,31 @@ class ResultsTest(RegionTestCase):
         self.assertEqual(plan.rejected, ())
 
 
+class TuningTest(RegionTestCase):
+    @parametrize("device", DEVICES)
+    @parametrize("used_outside", [False, True])
+    def test_a_benchmark_writes_what_the_branches_hand_out(self, device, used_outside):
+        self.register(scale)
+        outputs = []
+
+        def graph(a, w):
+            total = a + a.sin()
+            result = torch.relu(scale(total, w))
+            return (result, total) if used_outside else (result,)
+
+        def compiled(graph, *args, **kwargs):
+            outputs.append(len(graph.graph.output_node().args[0]))
+            return compile_for_benchmark(graph, *args, **kwargs)
+
+        compile_for_benchmark = tuner.compile_for_benchmark
+        a, w, *_ = inputs(20, device)
+        with mock.patch.object(tuner, "compile_for_benchmark", compiled):
+            found = torch.compile(graph, fullgraph=True)(a, w)
+        self.assertEqual(found[0], graph(a, w)[0])
+        self.assertEqual(set(outputs), {1 + used_outside})
+
+
+instantiate_parametrized_tests(TuningTest)
 instantiate_parametrized_tests(KernelsTest)
 instantiate_parametrized_tests(ResultsTest)
 

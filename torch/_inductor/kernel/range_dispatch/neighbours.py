@@ -141,7 +141,7 @@ def _variant(
         lambda: trace(winner.candidate, call, ref, fake_operands(call)),
         variant=f" {arrangement.about}",
         inside=call,
-        whole=whole.call,
+        whole=whole.tuned,
     )
 
 
@@ -151,7 +151,7 @@ class Apart(Contender):
 
     Attributes:
         inside: The call with what is left around it.
-        whole: The call with all of its consumers.
+        whole: The call with all of its neighbours.
     """
 
     inside: BoundCall
@@ -242,5 +242,5 @@ def _nodes(call: BoundCall) -> list[Node]:
 
 def _results(call: BoundCall) -> tuple[Node, ...]:
     if isinstance(call, CallWithProducers):
-        return _results(call.call)
+        return (*_results(call.call), *call.kept)
     return call.region.outputs if isinstance(call, RegionCall) else (_node(call),)

@@ -175,23 +175,26 @@ class CallWithProducers(BoundCall):
     Attributes:
         call: The call itself, maybe with its consumers.
         producers: What computes its operands, in the order of the graph.
+        kept: Those of them whose values the branches hand out, and so write to memory.
     """
 
     call: BoundCall
     producers: tuple[Node, ...]
+    kept: tuple[Node, ...] = ()
 
     def names(self) -> list[str]:
         known = dict(zip(self.call.nodes, self.call.names(), strict=True))
         return [known.get(node) or str(node) for node in self.nodes]
 
     def fill(self, operands: Sequence[Any]) -> dict[str, Any]:
-        return self.call.fill(self._operands(operands))
+        return self.call.fill(self._operands(self._env(operands)))
 
     def finish(self, outputs: Sequence[Any], operands: Sequence[Any]) -> Sequence[Any]:
-        return self.call.finish(outputs, self._operands(operands))
+        env = self._env(operands)
+        return [*self.call.finish(outputs, self._operands(env)), *(env[node] for node in self.kept)]
 
     def results(self, outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        return self.call.results(outputs)
+        return [*self.call.results(outputs), *map(expected, self.kept)]
 
     @property
     def has_consumers(self) -> bool:
@@ -206,12 +209,17 @@ class CallWithProducers(BoundCall):
             if node is not None:
                 names.setdefault(node, f"operand_{number}")
         lines = _described(self.producers, names, "p")
+        if self.kept:
+            lines.append(f"hand out {[names[node] for node in self.kept]}")
         return [*lines, f"call {[names.get(n) for n in self.call.nodes]}", *self.call.described()]
 
-    def _operands(self, values: Sequence[Any]) -> list[Any]:
-        """The operands of the call, of the values of those of this one."""
+    def _env(self, values: Sequence[Any]) -> dict[Node, Any]:
+        """The values of operands and producers."""
         env = {node: value for node, value in zip(self.nodes, values, strict=True) if node}
         compute(self.producers, env)
+        return env
+
+    def _operands(self, env: Mapping[Node, Any]) -> list[Any]:
         return [env[node] for node in self.call.nodes if node]
 
 
@@ -230,7 +238,8 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
         call: The call, maybe with its consumers.
         generated: Arguments whose values the user generates: those are operands.
     """
-    if config.region_nodes <= 0 or any(node is None for node in call.nodes):
+    op_node = call.node
+    if config.region_nodes <= 0 or op_node is None or any(node is None for node in call.nodes):
         return call
     producers: OrderedSet[Node] = OrderedSet()
     operands: dict[Node, Any] = {}
@@ -258,6 +267,12 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
     if not producers:
         return call
     place = {node: i for i, node in enumerate(V.graph.graph.nodes)}
+    moved, to_come = _moved(call), set(_following(op_node))
+    kept = [
+        node
+        for node in OrderedSet(n for n in call.nodes if n is not None and n in producers)
+        if _same_place(node, op_node) and _from_branches(node, moved, to_come)[1]
+    ]
     return CallWithProducers(
         op=call.op,
         arguments=call.arguments,
@@ -267,6 +282,7 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
         nodes=tuple(operands),
         call=call,
         producers=tuple(sorted(producers, key=place.__getitem__)),
+        kept=tuple(kept),
     )
 
 
@@ -390,21 +406,33 @@ def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
     kept: dict[int, Node] = {}
     if node is None or config.region_nodes <= 0:
         return operands, kept
-    moved = {node, *(call.region.moved if isinstance(call, RegionCall) else ())}
-    to_come = set(_following(node))
+    moved, to_come = _moved(call), set(_following(node))
     found: dict[Node, Inlined] = {}
     for place, producer in enumerate(call.nodes):
         if producer is None or not isinstance(operands[place], ir.IRNode):
             continue
         if producer not in found and _same_place(producer, node):
-            outside = [user for user in producer.users if user not in moved]
-            inlined = _computed_in_branches(producer, outside, to_come)
+            inlined, handed_out = _from_branches(producer, moved, to_come)
             if inlined is not None:
                 found[producer] = inlined
-                if inlined.in_memory and outside:
-                    kept[place] = producer
+            if handed_out:
+                kept[place] = producer
         operands[place] = found.get(producer, operands[place])
     return operands, kept
+
+
+def _moved(call: BoundCall) -> set[Node | None]:
+    """The op, and what is not lowered outside of the branches any more."""
+    return {call.node, *(call.region.moved if isinstance(call, RegionCall) else ())}
+
+
+def _from_branches(
+    producer: Node, moved: Set[Node | None], to_come: Set[Node]
+) -> tuple[Inlined | None, bool]:
+    """The value of ``producer`` as IR for the branches, if it can be; whether they hand it out."""
+    outside = [user for user in producer.users if user not in moved]
+    inlined = _computed_in_branches(producer, outside, to_come)
+    return inlined, inlined is not None and inlined.in_memory and bool(outside)
 
 
 def given(call: BoundCall) -> list[Any]:
