@@ -392,6 +392,7 @@ class RangeDispatch(ir.ExternKernel):
             [convert_symint_to_expr(s) for s in fake.stride()],
         )
         self.results.append(DispatchOutput(layout, self, [(list, index)]))
+        self.results[-1].fx_node = getattr(self, "fx_node", None)
         return ir.TensorBox.create(self.results[-1])
 
     def output_names(self) -> list[str | None]:
@@ -476,7 +477,14 @@ def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:
 
 
 class DispatchOutput(ir.MultiOutput):
-    """An output of the node. Each branch assigns it, so there is nothing to generate."""
+    """An output of the node. Each branch assigns it, so there is nothing to generate.
+
+    It has to be in the partition that the node is in: to the scheduler it is what the node is.
+    """
+
+    def get_free_symbol_uses(self, unbacked_only: bool = False) -> OrderedSet[sympy.Symbol]:
+        of_node = self.inputs[0].get_free_symbol_uses(unbacked_only)
+        return super().get_free_symbol_uses(unbacked_only) | of_node
 
     def codegen(self, wrapper: PythonWrapperCodegen) -> None:
         pass

@@ -66,7 +66,6 @@ def _generate(
     with (
         _block_of_its_own(wrapper),
         _codegened(wrapper, branch),
-        compat.tuning_examples_of_its_own(wrapper),
         inductor_config.patch(settings),
     ):
         # The scheduler frees what is not freed yet: of the operands, those that end here.
@@ -139,7 +138,9 @@ class CppDispatchLine(WrapperLine):
 
     def _write(self, code: IndentedBuffer, body: _Body) -> None:
         profiling.write_cpp(code, self.name, body.graph.name)
-        with _codegened(self.wrapper, body.graph):
+        # A kernel's call is written, and the kernel tuned, when its line is.
+        own = compat.tuning_examples_of_its_own(self.wrapper)
+        with _codegened(self.wrapper, body.graph), own:
             for line in body.lines:
                 if isinstance(line, WrapperLine):
                     line.codegen(code)
