@@ -239,6 +239,8 @@ def main() -> None:
     # The constants of an implementation are constants for every rival, not sizes or inputs.
     torch._dynamo.config.specialize_int = True
     torch._dynamo.config.specialize_float = True
+    # Triton's configurations that were chosen while all processes compiled are left to chance.
+    inductor_config.autotune_local_cache = False
     serve(Session().handle)
 
 
