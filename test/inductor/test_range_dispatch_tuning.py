@@ -32,6 +32,7 @@ from range_dispatch_common import (
 )
 
 import torch
+from torch._inductor import config as inductor_config
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.exc import CppCompileError
 from torch._inductor.graph import GraphLowering
@@ -951,6 +952,22 @@ class ProbesTest(TuningTestCase):
         probes, plan = self.dispatch(call, (40,), (16,), (24,), (80,), top=29, split_points=ends)
         self.assertEqual(probes, [16, 24, 32])
         self.assertEqual([str(r.range) for r in plan.results], ["[0, 16]", "[24, 24]", "[26, inf]"])
+
+    def test_how_kernels_are_launched_at_probes_is_not_kept(self):
+        found = []
+
+        def codegen(graph):
+            name = "benchmark" if (graph.name or "").startswith("benchmark_") else "final"
+            found.append((name, inductor_config.autotune_local_cache))
+            return generate(graph)
+
+        generate = GraphLowering.codegen
+        with (
+            mock.patch.object(GraphLowering, "codegen", codegen),
+            inductor_config.patch(autotune_local_cache=True),
+        ):
+            self.tune(right)
+        self.assertEqual(set(found), {("benchmark", False), ("final", True)})
 
     def test_each_probe_counts_alike(self):
         rows = [

@@ -45,6 +45,17 @@ from torch.fx.node import map_arg
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
+# With autotuning caches a kernel of the final code that is the same would be launched as was best at
+# a probe, and not, as without us, as is best for the first sizes that it runs at.
+_SETTINGS = {
+    "autotune_local_cache": False,
+    "autotune_remote_cache": False,
+    "benchmark_fusion": False,
+    "cpp_wrapper": False,
+    "graph_partition": False,
+}
+
+
 @dataclass(frozen=True)
 class ModuleFile:
     """Where the generated code of a benchmark module is; another process can load it.
@@ -219,8 +230,7 @@ def generate_for_benchmark(
     world = _World(call, point)
     # V.graph and V.fake_mode are those of the user's graph until here.
     outer = V.graph
-    settings = {"benchmark_fusion": False, "graph_partition": False, "cpp_wrapper": False}
-    settings |= config_patches
+    settings = {**_SETTINGS, **config_patches}
     with V.set_fake_mode(world.mode):
         own = with_values(graph, world.mode, world.operands)
         if strided:
