@@ -45,8 +45,8 @@ from torch.fx.node import map_arg
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
-# With autotuning caches a kernel of the final code that is the same would be launched as was best at
-# a probe, and not, as without us, as is best for the first sizes that it runs at.
+# With autotuning caches, the same kernel in the final code would be launched as was best at a
+# probe, and not, as without us, as is best for the first sizes that it runs at.
 _SETTINGS = {
     "autotune_local_cache": False,
     "autotune_remote_cache": False,
