@@ -129,7 +129,9 @@ def dispatched(branches: int, device: str, flat: bool, **options: Any) -> Functi
     ends = range_ends(branches)
     dispatch: dict[str, Any] = {}
     if ends:
-        dispatch = {"dispatch_on": {"tensor_name": "x", "dim": 0}, "split_points": ends}
+        # The last branch is generated for the size that is measured, not for many rows in parallel.
+        where = {"tensor_name": "x", "dim": 0, "range_upper_bound": places(branches)[-1][1]}
+        dispatch = {"dispatch_on": where, "split_points": ends}
     configs = [CustomOpConfig(implementation, step=step) for step in range(branches)]
 
     def faked(bench: Any, contenders: Any, point: Any) -> list[Measurement]:
