@@ -30,6 +30,7 @@ from torch._inductor.kernel.custom_op import (
     register_custom_op_autotuning,
 )
 from torch._inductor.kernel.range_dispatch import compat, tuner
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.utils import run_and_get_code
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -367,8 +368,14 @@ class SwitchesTest(RangeDispatchTestCase):
             if own
             else self.stock(force_custom_op_decomposition=force)
         )
-        # Where an implementation has to win, the op is not even measured.
-        with switch, force_winners(lambda n: "by_sin"):
+        # Whatever has to lose is faster, if it is measured at all.
+        faster = OP_LABEL if force else "by_sin"
+
+        def measure(bench, contenders, point):
+            labels = [c.candidate.label for c in contenders]
+            return [Measurement(label, 1.0 if label == faster else 2.0) for label in labels]
+
+        with switch, mock.patch.object(tuner, "measure", measure):
             self.check(self.compiled, self.op, *self.args)
         self.assertEqual({label for _, label in report.plans()[0].chosen}, {expected})
 

@@ -186,16 +186,7 @@ def compile_for_benchmark(
     name: str,
     strided: bool = False,
 ) -> BenchmarkModule:
-    """Compile the trace of a candidate with symbolic sizes, as if first called at ``point``.
-
-    Args:
-        graph: From the operands of ``call`` to a tuple of tensors.
-        call: The call that is tuned.
-        point: The sizes that questions without a static answer are answered for.
-        config_patches: Inductor settings of the candidate.
-        name: For the generated code.
-        strided: Whether its outputs have the strides that they were traced with.
-    """
+    """Compile what ``generate_for_benchmark`` makes of these arguments."""
     generated = generate_for_benchmark(graph, call, point, config_patches, name, strided=strided)
     return generated.compile()
 
@@ -209,7 +200,7 @@ def generate_for_benchmark(
     known: Known | None = None,
     strided: bool = False,
 ) -> Generated:
-    """The code of a benchmark module; see ``compile_for_benchmark``.
+    """Generate the trace of a candidate with symbolic sizes, as if first called at ``point``.
 
     Args:
         graph: From the operands of ``call`` to a tuple of tensors.
