@@ -39,13 +39,13 @@ import land
 
 ROOT = land.ROOT
 TESTS = ROOT / land.TESTS
-SEED, SHARD = "RANGE_DISPATCH_SEED", "RANGE_DISPATCH_SHARD"
+ORDER, SHARD = "RANGE_DISPATCH_ORDER", "RANGE_DISPATCH_SHARD"
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """As a plugin of pytest (-p suite): the order, or the part, that the environment asks for."""
-    if os.environ.get(SEED):
-        random.Random(int(os.environ[SEED])).shuffle(items)
+    if os.environ.get(ORDER):
+        random.Random(int(os.environ[ORDER])).shuffle(items)
     if os.environ.get(SHARD):
         index, count = map(int, os.environ[SHARD].split("/"))
         items[:] = items[index::count]
@@ -106,7 +106,7 @@ def run_shards(count: int, arguments: Sequence[str]) -> int:
 def run_shuffled(count: int, seed: int | None, arguments: Sequence[str]) -> int:
     first = random.randrange(10**6) if seed is None else seed
     return in_turn(
-        (f"--seed {first + i}", pytest(arguments, {SEED: str(first + i)})) for i in range(count)
+        (f"--seed {first + i}", pytest(arguments, {ORDER: str(first + i)})) for i in range(count)
     )
 
 

@@ -17,6 +17,7 @@ import weakref
 from pathlib import Path
 from unittest import mock
 
+import sympy
 from range_dispatch_common import (
     config,
     custom_op,
@@ -43,6 +44,7 @@ from torch._inductor.kernel.custom_op import (
 )
 from torch._inductor.kernel.range_dispatch import (
     benchmark_module,
+    inputs,
     row,
     timing,
     tuner,
@@ -52,6 +54,7 @@ from torch._inductor.kernel.range_dispatch import (
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
 from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.test_case import TestCase
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -940,6 +943,49 @@ class ProbesTest(TuningTestCase):
         (plan,) = report.plans()
         self.assertEqual([r.probe for r in plan.results], [4, 9, 20])
         self.assertEqual((plan.rejected, self.errors(plan)["right"]), ((), ["", "", ""]))
+
+    def test_a_symbol_follows_another_that_the_graph_ties_it_to(self):
+        """The op adds t-1 columns to s-1: s is t then, and x still has s-1 columns."""
+
+        def total(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y[:, 1:]
+
+        def implementation(x, y):
+            return torch.add(y[:, 1:], x)
+
+        op = define_op("tuning_total", total)
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(implementation)],
+            dispatch_on={"tensor_name": "x", "dim": 1, "range_upper_bound": 20},
+            split_points=[4, 9],
+        )
+        call = lambda x, y: op(x.narrow(1, 1, x.shape[1] - 1), y)  # noqa: E731
+        unrelated = torch.fx.experimental._config.patch(use_duck_shape=False)
+        winners = {4: OP_LABEL, 9: "implementation", 20: OP_LABEL}
+        with unrelated, force_winners(winners) as probes:
+            compiled = torch.compile(call, dynamic=True, fullgraph=True)
+            for n in (8, 4, 9, 29):
+                self.check(compiled, call, torch.randn(3, n + 1), torch.randn(3, n + 1))
+        (plan,) = report.plans()
+        self.assertEqual(sorted(probes), [4, 9, 20])
+        self.assertEqual(
+            [label for _, label in plan.chosen], [OP_LABEL, "implementation", OP_LABEL]
+        )
+
+    @parametrize("chain", [("u", "t"), ("t", "u")])
+    def test_symbols_that_follow_one_another(self, chain):
+        s, t, u = sympy.symbols("s t u", integer=True, positive=True)
+        relies = {"t": sympy.Eq(t, 2 * s - 2), "u": sympy.Eq(t + 1, u)}
+        equations = [relies[name] for name in chain]
+        env = ShapeEnv()
+        with mock.patch.object(inputs, "V") as virtual:
+            virtual.graph.sizevars.shape_env = env
+            before = {s: 5, t: 8, u: 9}
+            found = inputs._followed({**before, s: 11}, {s}, equations)
+            self.assertEqual(found, {s: 11, t: 20, u: 21})
+            # s is what is asked for: it does not follow the others.
+            self.assertEqual(inputs._followed({**before, s: 11}, {s, t, u}, equations)[t], 8)
 
     def test_ranges_without_a_multiple_do_not_occur(self):
         """n elements are viewed in rows of 8: 17 to 23 and 25 elements do not occur."""

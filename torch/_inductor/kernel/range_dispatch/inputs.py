@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +81,15 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
     One symbol moves, and the others keep the sizes that the graph was first called with. Where
     the size is made of several (``s*t``), the one that comes closest to ``size`` moves; where no
     size in the range can be had so, the others move as well. What the graph relies on, that ``s``
-    is divisible by 4, say, holds at the point too.
+    is divisible by 4 or that ``t`` is ``2*s - 2``, say, holds at the point too.
 
     Raises:
         NoSuchPoint: No size from ``low`` to ``high`` was found.
     """
     size_expr = sympy.sympify(size_expr)
     symbols = sorted(size_expr.free_symbols, key=lambda s: s.name)
-    base = hinted_point(call, size_expr).values
+    first = hinted_point(call, size_expr).values
+    base = {**{s: _hint(s) for expr in _equations() for s in expr.free_symbols}, **first}
     within = _Wanted(size, low, high)
     solved = [_solved(size_expr, symbol, base, within) for symbol in symbols]
     if not any(solved) and len(symbols) > 1:
@@ -101,7 +102,7 @@ def point_at(call: BoundCall, size_expr: Any, size: int, low: int, high: int | f
     if not found:
         raise NoSuchPoint(f"{size_expr} cannot come to a size in [{low}, {high}]")
     best = min(found, key=lambda point: within.distance(point.size))
-    return Point(best.size, _with_room(call, base, best.values))
+    return Point(best.size, _with_room(call, first, {s: best.values[s] for s in first}))
 
 
 def can_reach(size_expr: Any, low: int, high: int | float) -> bool:
@@ -163,11 +164,49 @@ def _solved(
     if value is None:
         return None
 
-    def point(value: int) -> Point:
-        return Point(int(expr.xreplace({symbol: sympy.Integer(value)})), {**values, symbol: value})
-
     equations = _equations()
+
+    def point(value: int) -> Point:
+        size = int(expr.xreplace({symbol: sympy.Integer(value)}))
+        moved = {**values, symbol: value}
+        return Point(size, _followed(moved, size_expr.free_symbols, equations))
+
     return _as_relied_on(point, value, symbol, equations, wanted) if equations else point(value)
+
+
+def _followed(
+    values: Mapping[sympy.Symbol, int], decided: Set[sympy.Symbol], equations: Sequence[sympy.Eq]
+) -> dict[sympy.Symbol, int]:
+    """``values``, with symbols that are not ``decided`` moved to where the equations hold.
+
+    Comparing a tensor of ``t`` rows with one of ``2*s - 2`` makes the graph rely on
+    ``Eq(t, 2*s - 2)``, with ``t`` still a symbol of its own.
+    """
+    found, decided = dict(values), set(decided)
+    waiting = list(equations)
+    # Ends where the others have no decided symbol, or none whose value alone makes them true.
+    while settled := [expr for expr in waiting if _made_true(expr, found, decided)]:
+        waiting = [expr for expr in waiting if expr not in settled]
+    return found
+
+
+def _made_true(expr: sympy.Eq, values: dict[sympy.Symbol, int], decided: set[sympy.Symbol]) -> bool:
+    """Whether ``expr`` holds, after moving one symbol in ``values`` if that is what it takes."""
+    if not expr.free_symbols & decided:
+        return False
+    numbers = {s: sympy.Integer(v) for s, v in values.items()}
+    if expr.xreplace(numbers) == sympy.true:
+        decided |= expr.free_symbols
+        return True
+    for symbol in sorted(expr.free_symbols - decided, key=lambda s: s.name):
+        others = {s: v for s, v in numbers.items() if s != symbol}
+        line = _line((expr.lhs - expr.rhs).xreplace(others), symbol)
+        first, last = _bounds(symbol)
+        if line is not None and line[1] % line[0] == 0 and first <= -line[1] // line[0] <= last:
+            values[symbol] = -line[1] // line[0]
+            decided |= expr.free_symbols
+            return True
+    return False
 
 
 def _as_relied_on(
