@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import unittest
 import weakref
+from concurrent.futures import Future
 from pathlib import Path
 from unittest import mock
 
@@ -35,6 +37,7 @@ from range_dispatch_common import (
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import LambdaFuture
 from torch._inductor.exc import CppCompileError
 from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import (
@@ -44,6 +47,7 @@ from torch._inductor.kernel.custom_op import (
 )
 from torch._inductor.kernel.range_dispatch import (
     benchmark_module,
+    compiling,
     inputs,
     row,
     timing,
@@ -1169,6 +1173,75 @@ class TimingTest(TuningTestCase):
             self.tune(lambda x: x * 1.25 + x * 0.75, lambda x: x * 1.125 + x * 0.875)
         self.assertEqual(events[:3], ["generated"] * 3)
         self.assertIs(AsyncCompile.wait, wait)
+
+    @contextlib.contextmanager
+    def starting_workers(self, after, events):
+        """Inductor's workers start ``after`` seconds; what compiles a kernel is noted."""
+        ready = Future()
+
+        def triton(self, name, source, device_str="cuda"):
+            events.append(("workers" if ready.done() else "here", name))
+            if source == "broken":
+                raise RuntimeError(name)
+            return LambdaFuture(lambda: name) if ready.done() else name
+
+        timer = threading.Timer(after, ready.set_result, [None])
+        with (
+            mock.patch.object(AsyncCompile, "_ready_future", ready),
+            mock.patch.object(AsyncCompile, "use_process_pool", ready.done),
+            mock.patch.object(AsyncCompile, "triton", triton),
+        ):
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
+            self.assertIs(AsyncCompile.triton, triton)
+
+    def modules(self, sources):
+        """Functions of modules of one kernel each, as generated code makes them."""
+        made = []
+        for name, source in sources.items():
+            scope = {"AsyncCompile": AsyncCompile, "name": name, "source": source}
+            code = """
+                compiler = AsyncCompile()
+                kernel = compiler.triton(name, source)
+                compiler.wait(globals())
+                def call(): return kernel
+            """
+            exec(textwrap.dedent(code), scope)
+            made.append(scope["call"])
+        return made
+
+    @parametrize("after, where", [(0.1, "workers"), (60, "here")])
+    def test_kernels_are_kept_while_the_workers_start(self, after, where):
+        events = []
+        with (
+            inductor_config.patch(compile_threads=2),
+            mock.patch.object(compiling, "_SECONDS_A_KERNEL", 10 if where == "workers" else 0.01),
+            self.starting_workers(after, events),
+            compiling.compiled_together() as finish,
+        ):
+            one, two, three = self.modules({"one": "", "two": "broken", "three": ""})
+            self.assertEqual(events, [])
+            finish(one)
+            self.assertEqual(events, [(where, "one"), (where, "two"), (where, "three")])
+            self.assertRaisesRegex(RuntimeError, "two", finish, two)
+        self.assertEqual((one(), three()), ("one", "three"))
+
+    @parametrize("threads", [1, 2])
+    def test_kernels_are_not_kept_without_workers_that_start(self, threads):
+        events = []
+        with (
+            inductor_config.patch(compile_threads=threads),
+            self.starting_workers(60, events),
+            mock.patch.object(AsyncCompile, "_ready_future", None),
+            compiling.compiled_together() as finish,
+        ):
+            (one,) = self.modules({"one": ""})
+            self.assertEqual(events, [("here", "one")])
+            finish(one)
+        self.assertEqual(one(), "one")
 
 
 instantiate_parametrized_tests(RightAnswersTest)

@@ -11,7 +11,8 @@ which an op meets them:
 - ``inputs``        benchmark inputs for one point of the dispatch space
 - ``grid``          the grid range x candidate: from the records, or measured
 - ``signature``     the key of a call in the records; ``records``: memory and files
-- ``tuner``         one probe: compile, check, measure; ``benchmark_module``, ``verify``, ``timing``
+- ``tuner``         one probe: compile, check, measure; ``benchmark_module``, ``compiling``,
+                    ``verify``, ``timing``
 - ``choosing``      from measurements to winners
 - ``fingerprint``   what makes Inductor's compile caches tell registrations apart
 - ``dispatch``      the nested ``torch.cond`` for the merged ranges, and its inlining

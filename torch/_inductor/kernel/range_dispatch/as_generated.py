@@ -17,17 +17,14 @@ from dataclasses import dataclass, field
 import sympy
 
 from torch._inductor.kernel.range_dispatch import config, grid, progress, tuner
-from torch._inductor.kernel.range_dispatch.benchmark_module import (
-    BenchmarkModule,
-    compiled_together,
-    Generated,
-)
+from torch._inductor.kernel.range_dispatch.benchmark_module import BenchmarkModule, Generated
 from torch._inductor.kernel.range_dispatch.choosing import (
     choose,
     close,
     combine,
     Rules,
 )
+from torch._inductor.kernel.range_dispatch.compiling import compiled_together
 from torch._inductor.kernel.range_dispatch.grid import CallRecords, Measured, Row
 from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.kernel.range_dispatch.ranges import Range

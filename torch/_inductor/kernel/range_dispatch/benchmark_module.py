@@ -13,10 +13,8 @@ what holds there.
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +24,6 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
-from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch.call import BoundCall
@@ -284,43 +281,6 @@ def _code_that_counts(source: str) -> str:
     harness = re.search(r"^def (?:get_args|benchmark_compiled_module)\b", source, re.MULTILINE)
     code = source[: harness.start()] if harness is not None else source
     return re.sub(r"^\s*# .*\n", "", code, flags=re.MULTILINE)
-
-
-_one_at_a_time = threading.RLock()
-
-
-@contextlib.contextmanager
-def compiled_together() -> Iterator[Callable[[Callable[..., Any]], None]]:
-    """Inside, a module that is compiled hands its kernels to Inductor's workers and goes on.
-
-    Yields a function that, given a module's function, waits for that module's kernels and raises
-    what went wrong with them. All are waited for at the end.
-    """
-    owner = threading.get_ident()
-    waiting: dict[int, Callable[[], None]] = {}
-
-    def finish(function: Callable[..., Any]) -> None:
-        scope = getattr(function, "__func__", function).__globals__
-        waiting.pop(id(scope), lambda: None)()
-
-    with _one_at_a_time:
-        wait = AsyncCompile.wait
-
-        def later(self: AsyncCompile, scope: dict[str, Any]) -> None:
-            if threading.get_ident() != owner:
-                wait(self, scope)
-            else:
-                waiting[id(scope)] = functools.partial(wait, self, scope)
-
-        AsyncCompile.wait = later
-        try:
-            yield finish
-        finally:
-            AsyncCompile.wait = wait
-            # Generated modules are cached: none may stay there with its kernels half made.
-            for pending in waiting.values():
-                with contextlib.suppress(Exception):
-                    pending()
 
 
 class _World:

@@ -19,13 +19,13 @@ from torch._inductor.kernel.range_dispatch import config, progress, worker
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
-    compiled_together,
     generate_for_benchmark,
     Generated,
 )
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
+from torch._inductor.kernel.range_dispatch.compiling import compiled_together
 from torch._inductor.kernel.range_dispatch.inputs import (
     InputGenerator,
     make_inputs,
