@@ -1175,27 +1175,26 @@ class TimingTest(TuningTestCase):
         self.assertIs(AsyncCompile.wait, wait)
 
     @contextlib.contextmanager
-    def starting_workers(self, after, events):
-        """Inductor's workers start ``after`` seconds; what compiles a kernel is noted."""
-        ready = Future()
+    def starting_workers(self, events, together=1):
+        """Inductor's workers start; so many kernels have to be compiled at the same time."""
+        ready, barrier = Future(), threading.Barrier(together)
 
         def triton(self, name, source, device_str="cuda"):
-            events.append(("workers" if ready.done() else "here", name))
+            events.append(name)
+            if ready.done():
+                return LambdaFuture(lambda: f"{name}, by a worker")
+            barrier.wait(timeout=60)
             if source == "broken":
                 raise RuntimeError(name)
-            return LambdaFuture(lambda: name) if ready.done() else name
+            return name
 
-        timer = threading.Timer(after, ready.set_result, [None])
         with (
+            inductor_config.patch(compile_threads=together + 1),
             mock.patch.object(AsyncCompile, "_ready_future", ready),
             mock.patch.object(AsyncCompile, "use_process_pool", ready.done),
             mock.patch.object(AsyncCompile, "triton", triton),
         ):
-            timer.start()
-            try:
-                yield
-            finally:
-                timer.cancel()
+            yield ready
             self.assertIs(AsyncCompile.triton, triton)
 
     def modules(self, sources):
@@ -1213,34 +1212,36 @@ class TimingTest(TuningTestCase):
             made.append(scope["call"])
         return made
 
-    @parametrize("after, where", [(0.1, "workers"), (60, "here")])
-    def test_kernels_are_kept_while_the_workers_start(self, after, where):
+    def test_kernels_are_compiled_by_threads_while_the_workers_start(self):
         events = []
-        with (
-            inductor_config.patch(compile_threads=2),
-            mock.patch.object(compiling, "_SECONDS_A_KERNEL", 10 if where == "workers" else 0.01),
-            self.starting_workers(after, events),
-            compiling.compiled_together() as finish,
-        ):
+        with self.starting_workers(events, together=3), compiling.compiled_together() as finish:
             one, two, three = self.modules({"one": "", "two": "broken", "three": ""})
             self.assertEqual(events, [])
             finish(one)
-            self.assertEqual(events, [(where, "one"), (where, "two"), (where, "three")])
+            self.assertEqual(set(events), {"one", "two", "three"})
             self.assertRaisesRegex(RuntimeError, "two", finish, two)
         self.assertEqual((one(), three()), ("one", "three"))
 
-    @parametrize("threads", [1, 2])
-    def test_kernels_are_not_kept_without_workers_that_start(self, threads):
+    def test_workers_that_are_there_by_then_get_the_kernels(self):
+        events = []
+        with self.starting_workers(events) as ready, compiling.compiled_together() as finish:
+            one, two = self.modules({"one": "", "two": ""})
+            ready.set_result(None)
+            (three,) = self.modules({"three": ""})
+            self.assertEqual(events, ["three"])
+            finish(one)
+        self.assertEqual([f() for f in (one, three)], ["one, by a worker", "three, by a worker"])
+        self.assertEqual(two(), "two, by a worker")
+
+    def test_kernels_are_not_kept_where_no_workers_start(self):
         events = []
         with (
-            inductor_config.patch(compile_threads=threads),
-            self.starting_workers(60, events),
+            self.starting_workers(events),
             mock.patch.object(AsyncCompile, "_ready_future", None),
-            compiling.compiled_together() as finish,
+            compiling.compiled_together(),
         ):
             (one,) = self.modules({"one": ""})
-            self.assertEqual(events, [("here", "one")])
-            finish(one)
+            self.assertEqual(events, ["one"])
         self.assertEqual(one(), "one")
 
 

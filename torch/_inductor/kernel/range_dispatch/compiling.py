@@ -1,30 +1,28 @@
-"""The kernels of several modules compiled together, in Inductor's worker processes.
+"""The kernels of several modules compiled together: by Inductor's workers, or by threads.
 
-The workers take some seconds to start, and until then Inductor compiles Triton's kernels itself,
-one after another. A process that tunes first thing would do so for all candidates: on an H100 that
-was 3.5 of the 6.4 seconds of a first compile with 6 implementations. So what is generated while
-the workers start is kept, and given to them when they are there.
+The workers take some seconds to start, and until then Inductor compiles Triton's kernels one after
+another. In a process that tunes first thing these are the kernels of all candidates: on an H100,
+3.5 of the 6.4 seconds of a first compile with 6 implementations. So what is generated before the
+workers are there is kept, and compiled by threads when all of it is there; of what Triton does, the
+passes of LLVM and ptxas run at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads
 from torch._inductor.codecache import CodeCacheFuture
 
 
 log = logging.getLogger(__name__)
-
-# What compiling a kernel takes without the workers. To wait for them as long as doing without them
-# would take is at most twice as long as what is best, whenever they come.
-_SECONDS_A_KERNEL = 0.2
 
 _one_at_a_time = threading.RLock()
 
@@ -43,9 +41,8 @@ def compiled_together() -> Iterator[Callable[[Callable[..., Any]], None]]:
 
     def start() -> None:
         if kept:
-            _wait_for_workers(len(kept) * _SECONDS_A_KERNEL)
-        while kept:
-            kept.pop(0).start()
+            _compile_in_threads(kept)
+            kept.clear()
 
     def finish(function: Callable[..., Any]) -> None:
         start()
@@ -81,14 +78,14 @@ def compiled_together() -> Iterator[Callable[[Callable[..., Any]], None]]:
 
 
 class _Kept(CodeCacheFuture):
-    """A kernel that nobody compiles yet."""
+    """A kernel that nobody has compiled yet."""
 
     def __init__(self, compile: Callable[[], Any]) -> None:
         self._compile = compile
         self._compiled: Callable[..., Any] | None = None
 
     def start(self) -> None:
-        """Give it to the workers, or compile it where there are none; raises nothing."""
+        """Compile it, or give it to the workers if they are there by now; raises nothing."""
         try:
             compiled = self._compile()
         except Exception as error:
@@ -113,7 +110,9 @@ def _workers_are_starting() -> bool:
     return not AsyncCompile.use_process_pool() and AsyncCompile._ready_future is not None
 
 
-def _wait_for_workers(seconds: float) -> None:
-    log.debug("waiting for Inductor's workers, for %.1f s at most", seconds)
-    with contextlib.suppress(Exception):  # without them it takes longer, and that is all
-        AsyncCompile.wait_pool_ready(timeout=seconds)
+def _compile_in_threads(kept: Sequence[_Kept]) -> None:
+    count = min(len(kept), get_compile_threads())
+    log.debug("compiling %d kernels in %d threads", len(kept), count)
+    with ThreadPoolExecutor(count) as pool:
+        for kernel in kept:
+            pool.submit(contextvars.copy_context().run, kernel.start)
