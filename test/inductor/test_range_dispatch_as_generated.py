@@ -2,6 +2,7 @@
 """Candidates that nearly tie are measured again as their branches are generated."""
 
 import contextlib
+import re
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -115,14 +116,27 @@ TIED = {
 }
 APART = [("[0, 8]", "two"), ("[9, inf]", "one")]
 ASKED = [("two", "[0, 8]", SMALL), ("three", "[0, 8]", SMALL)]
+CLEAR = {SMALL: {"two": 1.0}, MIDDLE: {"one": 1.0}, LARGE: {"one": 1.0}}
+# Loops of a kernel for many rows.
+PARALLEL = re.compile(r"omp parallel num_threads")
 # The code for the middle of the sizes is that for large ones.
 SAME = {SMALL: {"two": 1.0}, MIDDLE: {"one": 1.0, "two": 1.05}, LARGE: {"one": 1.0}}
+
+
+@contextlib.contextmanager
+def other_kernels(number, on_hints=True):
+    """Kernels depend on hints, as on a GPU; how many there are is faked by ``number``."""
+    with (
+        mock.patch.object(as_generated, "depend_on_hints", lambda device: on_hints),
+        mock.patch.object(as_generated, "number_of_kernels", number),
+    ):
+        yield
 
 
 class AsGeneratedTest(AsGeneratedTestCase):
     def test_the_close_candidates_of_the_close_range_are_measured_again(self):
         self.register()
-        plan, _ = self.tune(TIED)
+        plan, _ = self.tune(TIED, {("two", "[0, 8]"): 0.99, ("three", "[0, 8]"): 1.04})
         self.assertEqual(self.asked, ASKED)
         self.assertEqual(self.chosen(plan), APART)
         self.assertEqual([r.as_generated for r in plan.results], [("two", "three"), (), ()])
@@ -137,26 +151,63 @@ class AsGeneratedTest(AsGeneratedTestCase):
         by_label = {m.label: m.milliseconds for m in plan.results[0].measurements}
         self.assertEqual((by_label["three"], by_label["one"]), (0.5, 9.0))
 
-    def test_who_is_ahead_then_is_measured_as_well(self):
+    def test_another_branch_then_is_measured_as_well(self):
+        self.register(split_points=[4, SMALL, MIDDLE])
+        first = {
+            4: {"three": 1.0, "two": 1.05},
+            SMALL: {"one": 1.0, "three": 1.05},
+            MIDDLE: {"one": 1.0},
+            LARGE: {"one": 1.0},
+        }
+        plan, _ = self.tune(first, {("three", "[0, 8]"): 0.5})
+        joined = [(label, size) for label, branch, size in self.asked if branch == "[0, 8]"]
+        self.assertEqual(joined, [("three", SMALL), ("three", 4)])
+        self.assertEqual(self.chosen(plan), [("[0, 8]", "three"), ("[9, inf]", "one")])
+
+    @parametrize("own, parallel", [(0.9, 1), (1.01, 1), (1.1, 2)])
+    def test_code_that_is_slower_than_for_all_sizes_is_not_used(self, own, parallel):
         self.register()
-        first = {SMALL: TIED[SMALL], MIDDLE: {OP_LABEL: 1.0}, LARGE: {OP_LABEL: 1.0}}
-        slower = {("two", "[0, 8]"): 9.5, ("three", "[0, 8]"): 9.25, ("one", "[0, 8]"): 9.3}
-        plan, _ = self.tune({**first, SMALL: {**TIED[SMALL], OP_LABEL: 9.9}}, slower)
-        self.assertEqual(self.asked[:2], ASKED)
-        self.assertIn(("one", "[0, 8]", SMALL), self.asked)
-        self.assertEqual(self.chosen(plan), [("[0, 8]", "three"), ("[9, inf]", OP_LABEL)])
+        plan, code = self.tune(TIED, {("two", "[0, 8]"): own, ("three", "[0, 8]"): 3.0})
+        self.assertEqual((self.asked, self.chosen(plan)), (ASKED, APART))
+        self.assertEqual(len(PARALLEL.findall(code)), parallel)
+        self.assertEqual(plan.results[0].as_generated, ("two",) if parallel == 1 else ())
+
+    @parametrize("own, parallel", [(0.9, 1), (1.5, 2)])
+    def test_a_winner_with_other_kernels_is_measured_where_nobody_is_close(self, own, parallel):
+        self.register()
+        with other_kernels(str):
+            plan, code = self.tune(CLEAR, {("two", "[0, 8]"): own})
+        self.assertEqual((self.asked, self.chosen(plan)), ([ASKED[0]], APART))
+        self.assertEqual(len(PARALLEL.findall(code)), parallel)
+
+    @parametrize("on_hints", [False, True])
+    def test_a_winner_with_the_same_kernels_is_not(self, on_hints):
+        self.register()
+        with other_kernels(as_generated.number_of_kernels, on_hints):
+            plan, _ = self.tune(CLEAR, {("two", "[0, 8]"): 0.5})
+        self.assertEqual((self.asked, self.chosen(plan)), ([], APART))
+        self.assertEqual([r.as_generated for r in plan.results], [(), (), ()])
+
+    def test_number_of_kernels(self):
+        code = """
+cpp_fused_add_0 = async_compile.cpp_pybinding([], "")
+    cpp_fused_add_0(arg0_1, buf0)
+    triton_red_fused_sum_0.run(arg0_1, buf0, xnumel, stream=stream0)
+    extern_kernels.mm(buf0, arg1_1, out=buf1)
+"""
+        self.assertEqual(as_generated.number_of_kernels(code), 3)
 
     def test_the_op_is_close_where_the_threshold_is(self):
         self.register(min_speedup_threshold=1.5)
         first = {
-            SMALL: {"two": 1.0, OP_LABEL: 1.6},
+            SMALL: {"two": 1.1, OP_LABEL: 1.6},
             MIDDLE: {"one": 1.0, OP_LABEL: 3.0},
             LARGE: {"one": 1.0, OP_LABEL: 3.0},
         }
-        plan, _ = self.tune(first, {("two", "[0, 8]"): 1.1})
+        plan, _ = self.tune(first, {("two", "[0, 8]"): 1.0})
         # An opaque op is the same code in all branches.
         self.assertEqual(self.asked, [("two", "[0, 8]", SMALL)])
-        self.assertEqual([r.winner for r in plan.results], [OP_LABEL, "one", "one"])
+        self.assertEqual([r.winner for r in plan.results], ["two", "one", "one"])
 
     def test_the_same_code_is_not_measured_again(self):
         self.register()
@@ -186,13 +237,14 @@ class AsGeneratedTest(AsGeneratedTestCase):
         plan, _ = self.tune(tied)
         self.assertEqual((self.asked, self.chosen(plan)), ([], [("[0, inf]", "two")]))
 
-    def test_who_would_win_everywhere_is_inlined_as_it_was_measured(self):
+    def test_who_would_win_everywhere_keeps_its_time(self):
+        """It would be inlined, and so is generated for all sizes."""
         self.register()
         first = {**TIED, SMALL: {"three": 1.0, "one": 1.05}}
-        plan, code = self.tune(first, {("three", "[0, 8]"): 1.2})
+        plan, _ = self.tune(first, {("three", "[0, 8]"): 0.9})
         self.assertEqual(self.asked, [("three", "[0, 8]", SMALL)])
-        self.assertEqual(self.chosen(plan), [("[0, inf]", "one")])
-        self.assertEqual(predicates(code), [])
+        self.assertEqual(self.chosen(plan), [("[0, 8]", "three"), ("[9, inf]", "one")])
+        self.assertEqual(plan.results[0].as_generated, ("three",))
 
     def test_times_by_another_method_are_not_taken(self):
         self.register()
@@ -228,6 +280,7 @@ class AsGeneratedTest(AsGeneratedTestCase):
             split_points=[SMALL, MIDDLE],
         )
         everything = {"remeasure_margin": 1e9, "remeasure_most": 20, "force_no_merge": True}
+        everything["noise"] = 1e9  # nothing is so slow that it is not used
         function = lambda x, w: op(x, w)  # noqa: E731
         compiled = torch.compile(function, dynamic=True, fullgraph=True)
         with config.patch(tuning_rounds=1, tuning_budget_ms=0.01, early_stop=1e9, **everything):
@@ -237,7 +290,10 @@ class AsGeneratedTest(AsGeneratedTestCase):
         (plan,) = report.plans()
         self.assertEqual(counters["stats"]["unique_graphs"], 1)
         labels = {"right", "wrong_for_many", OP_LABEL}
-        self.assertEqual([set(r.as_generated) for r in plan.results], [labels] * 3)
+        measured = [set(r.as_generated) for r in plan.results]
+        # The code for the middle range is that for all sizes.
+        self.assertEqual(measured[0], labels)
+        self.assertTrue(all(found in (set(), labels) for found in measured))
         self.assertTrue(all(m.error is None for r in plan.results for m in r.measurements))
 
 
@@ -268,6 +324,25 @@ class RecordedTest(AsGeneratedTestCase):
 
         patched = mock.patch.object(tuner, "generate_for_benchmark", noting)
         return names, patched
+
+    @parametrize("deterministic", [False, True])
+    @parametrize("own", [0.5, 5.0])
+    def test_a_warm_process_knows_winners_with_other_kernels(self, own, deterministic):
+        self.register()
+        with other_kernels(str):
+            _, cold = self.tune(CLEAR, {("two", "[0, 8]"): own})
+            records.forget()
+            names, noting = self.generated()
+            fails = mock.patch.object(tuner, "measure", side_effect=AssertionError("measured"))
+            with (
+                noting,
+                config.patch(deterministic=deterministic),
+                mock.patch.object(self, "times", lambda *args: fails),
+            ):
+                _, warm = self.tune(CLEAR)
+        self.assertEqual(names, [])
+        parallel = [len(PARALLEL.findall(code)) for code in (cold, warm)]
+        self.assertEqual(parallel, [1, 1] if own < 1 else [2, 2])
 
     @parametrize("deterministic", [False, True])
     def test_a_warm_process_measures_and_generates_nothing(self, deterministic):

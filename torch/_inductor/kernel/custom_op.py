@@ -659,7 +659,8 @@ def _dispatch(
             stand_ins = {other.contest.alone.node: other.contest.stand_in(w) for other, w in pairs}
             run = replace(call, stand_ins=stand_ins)
         function = traceable(winners[0], run, contest.ref)
-        known = contest.known(range, first.size)
+        made_for = None if others else contest.general.get((winners[0].label, range))
+        known = contest.known(range, first.size, made_for)
         return dispatch.Branch(range, function, winners[0].config_patches, known)
 
     branches = [branch(range, winners) for range, winners in chosen]
@@ -830,6 +831,8 @@ class _Contest:
     rejected: list[tuple[str, str]]
     bench: Bench
     started: float
+    # Branches that are generated as for all sizes, with the sizes that such code is made for.
+    general: dict[tuple[str, Range], Point] = field(default_factory=dict)
 
     @property
     def by_label(self) -> dict[str, Candidate]:
@@ -938,7 +941,10 @@ class _Contest:
         found = measured or [Measured()] * len(ranges)
         winners = choose([of_range.row for of_range in found], rules)
         if measured is not None and rules.force is None and self._is_dispatched(size):
-            found, winners = self._ranking(ranges, points, found, rules, size).choose_again(winners)
+            ranking = self._ranking(ranges, points, found, rules, size)
+            found, winners = ranking.choose_again(winners)
+            self.general.clear()
+            self.general.update(ranking.for_all_sizes(winners))
         results = []
         for range, of_range, winner in zip(ranges, found, winners, strict=True):
             log.info("%s %s: %s", self.call.op, range, winner)
@@ -1060,8 +1066,10 @@ class _Contest:
 
         return call
 
-    def known(self, range: Range, size: sympy.Expr) -> Known | None:
+    def known(self, range: Range, size: sympy.Expr, made_for: Point | None = None) -> Known | None:
         """What a branch for ``range`` is generated for: its last size that was measured, say."""
+        if made_for is not None:
+            return known_in(range, size, made_for.values, V.graph.sizevars.shape_env)
         hinted = hinted_point(self.call, size)
         wanted = max(self.registration.probes(range))
         if range.contains(hinted.size):

@@ -6,16 +6,23 @@ clear who wins, that makes no difference. Where it is not, the winner and those 
 generated again, each for the branch that it would be in; if that is other code, it is measured, and
 the winners are chosen again. Only a dispatch has branches: one winner throughout is inlined, and is
 generated for all sizes, as it was measured.
+
+On a GPU a long reduction over few rows becomes two kernels, which may well be slower: a winner
+whose branch would have other kernels is measured even where nobody is close. Code for a branch that
+turns out to be slower than that for all sizes is not used: the branch keeps its range, and gets the
+hints that the faster code was made with.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import sympy
 
+import torch
 from torch._inductor.kernel.range_dispatch import config, grid, progress, tuner
 from torch._inductor.kernel.range_dispatch.benchmark_module import BenchmarkModule, Generated
 from torch._inductor.kernel.range_dispatch.choosing import (
@@ -39,6 +46,23 @@ _ROUNDS = 3
 
 # A candidate in the branch for a merged range.
 Cell = tuple[str, Range]
+
+# Where generated code runs a kernel.
+_LAUNCH = re.compile(r"\.run\(|\bextern_kernels\.\w+\(|^\s*cpp_fused_\w+\(", re.MULTILINE)
+
+
+def number_of_kernels(code: str) -> int:
+    """How many kernels a generated module runs.
+
+    >>> number_of_kernels("  triton_red_0.run(a, b)\\n  extern_kernels.mm(a, b, out=c)")
+    2
+    """
+    return len(_LAUNCH.findall(code))
+
+
+def depend_on_hints(device: torch.device) -> bool:
+    """Whether which kernels there are depends on the sizes that code is made for."""
+    return device.type != "cpu"
 
 
 @dataclass(frozen=True)
@@ -110,11 +134,44 @@ class Ranking:
             chosen = again
         return self._known(chosen), chosen
 
+    def for_all_sizes(self, winners: Sequence[str]) -> dict[Cell, Point]:
+        """The branches whose own code is slower than that for all sizes, made at this point."""
+        starts = [range.start for range in self.branches.ranges]
+        branches = self.branches.merge(winners)
+        cells = [(winners[starts.index(branch.start)], branch) for branch in branches]
+        slower = [cell for cell in cells if self._is_slower(cell)]
+        if slower:
+            log.info("%s: as for all sizes: %s", self._op, slower)
+        return dict.fromkeys(slower, self._middle)
+
+    @property
+    def _middle(self) -> Point:
+        """What code for all sizes is made for."""
+        return grid.middle_first([point for at in self.points for point in at])[0]
+
+    def _is_slower(self, cell: Cell) -> bool:
+        """Whether the code of ``cell`` is slower than that for all sizes, beyond the noise."""
+        own = general = 0.0
+        for (place, measured), row in self._times.items():
+            if measured == cell:
+                own += sum(m.milliseconds for m in row)
+                general += sum(self._first(place, i, cell[0]) for i in range(len(row)))
+        return general * (1 + self.rules.noise) < own
+
+    def _first(self, place: int, probe: int, label: str) -> float:
+        _, row = self.measured[place].probes[probe]
+        return next(m.milliseconds for m in row if m.label == label)
+
     def _known(self, winners: Sequence[str]) -> list[Measured]:
         """What is known of each range, where the other ranges have these winners."""
 
         def times(place: int, label: str) -> Row | None:
-            return self._times.get((place, self.branches.cell(winners, place, label)))
+            cell = self.branches.cell(winners, place, label)
+            row = self._times.get((place, cell))
+            if row is None or self._is_slower(cell):
+                return None
+            first = [self._first(place, i, label) for i in range(len(row))]
+            return row if [m.milliseconds for m in row] != first else None
 
         known = []
         for place, first in enumerate(self.measured):
@@ -132,19 +189,33 @@ class Ranking:
         return known
 
     def _find_out(self, winners: Sequence[str]) -> None:
-        """Get the times of those that nearly tie."""
+        """Get the times of those that nearly tie, and of winners that may be other kernels."""
+        close = self._close(winners)
+        ties = {cell for cells in close.values() for cell in cells}
         rows = {
             place: cells
-            for place, cells in self._close(winners).items()
+            for place, cells in (self._winners(winners) | close).items()
             if any((place, cell) not in self._tried for cell in cells)
         }
         self._tried.update((place, cell) for place, cells in rows.items() for cell in cells)
         missing = {place: cells for place, cells in rows.items() if not self._look_up(place, cells)}
         if missing and not grid.pinned():
-            self._compile({cell: place for place, cells in missing.items() for cell in cells})
+            wanted = {cell: place for place, cells in missing.items() for cell in cells}
+            self._compile(wanted, {cell for cell in wanted if cell not in ties})
             for place, cells in missing.items():
                 self._measure(place, cells)
             self.records.save()
+
+    def _winners(self, winners: Sequence[str]) -> dict[int, list[Cell]]:
+        """By the place of a range its winner, where that may come to run other kernels."""
+        alone = len(self.branches.merge(winners)) == 1
+        if alone or not depend_on_hints(self.records.bench.device):
+            return {}
+        return {
+            place: [self.branches.cell(winners, place, winner)]
+            for place, winner in enumerate(winners)
+            if self.measured[place].probes and all(row for _, row in self.measured[place].probes)
+        }
 
     def _close(self, winners: Sequence[str]) -> dict[int, list[Cell]]:
         """By the place of a range who nearly ties there, the winner first."""
@@ -183,10 +254,11 @@ class Ranking:
             progress.row(point.size, [row[i] for row in rows.values()], 0)
         return True
 
-    def _compile(self, cells: Mapping[Cell, int]) -> None:
+    def _compile(self, cells: Mapping[Cell, int], other_kernels: Set[Cell]) -> None:
         """Generate cells, given the place of a range of each, and compile what is other code.
 
-        What can't be generated for its branch is generated for all sizes when it comes to that.
+        Of ``other_kernels``, only what has other kernels. What can't be generated for its branch is
+        generated for all sizes when it comes to that.
         """
         new = {cell: place for cell, place in cells.items() if cell not in self._modules}
         self._modules.update(dict.fromkeys(new))
@@ -198,9 +270,12 @@ class Ranking:
         with compiled_together() as finish:
             for cell, place in new.items():
                 try:
-                    code = self._other_code(cell, place)
+                    code = self._other_code(cell, place, cell in other_kernels)
                     if code is None:
-                        log.debug("%s: %s is the same code for %s", self._op, *cell)
+                        same = (
+                            "has the same kernels" if cell in other_kernels else "is the same code"
+                        )
+                        log.debug("%s: %s %s for %s", self._op, cell[0], same, cell[1])
                         continue
                     log.info("%s: compiling %s for %s", self._op, *cell)
                     self._modules[cell] = code.compile()
@@ -214,8 +289,8 @@ class Ranking:
                 except Exception as reason:
                     without(cell, reason)
 
-    def _other_code(self, cell: Cell, place: int) -> Generated | None:
-        """The code of ``cell``; None where it is that for all sizes."""
+    def _other_code(self, cell: Cell, place: int, other_kernels: bool) -> Generated | None:
+        """The code of ``cell``; None where it is that for all sizes, or has as many kernels."""
         label, branch = cell
         known = self.branches.known(branch)
         if known is None or self.branches.is_inlined(branch):
@@ -226,7 +301,8 @@ class Ranking:
         every = grid.middle_first([point for at in self.points for point in at])
         plain = first or tuner.generate(bench, contender, every[0])
         own = tuner.generate(bench, contender, self.points[place][-1], known)
-        return None if own.code == plain.code else own
+        aspect = number_of_kernels if other_kernels else str
+        return None if aspect(own.code) == aspect(plain.code) else own
 
     def _contender(self, label: str) -> Contender:
         return next(c for c in self.records.contenders if c.candidate.label == label)

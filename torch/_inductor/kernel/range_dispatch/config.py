@@ -37,7 +37,8 @@ noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 # A branch of a dispatch is generated for its own range, a candidate is first measured as generated
 # for all sizes. Where another candidate's time is within this fraction of the winner's, those whose
 # code for the branch is other code are measured again as they will be generated, in one row with
-# the rest of them. 0 turns it off.
+# the rest of them; on a GPU also a winner whose branch has other kernels. What is slower so is
+# generated as for all sizes. 0 turns it off.
 remeasure_margin: float = float(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MARGIN", "0.1"))
 
 # How many candidates may be generated again for that, each for one branch, in the tuning of one
