@@ -296,6 +296,34 @@ cpp_fused_add_0 = async_compile.cpp_pybinding([], "")
         self.assertTrue(all(found in (set(), labels) for found in measured))
         self.assertTrue(all(m.error is None for r in plan.results for m in r.measurements))
 
+    @parametrize("device", DEVICES)
+    def test_long_reductions(self, device):
+        """On a GPU these are one kernel for many rows, and two for few."""
+
+        def total(x):
+            return x.sum(-1)
+
+        def total_of_parts(x):
+            return x.unflatten(-1, (64, -1)).sum(-1).sum(-1)
+
+        op = define_op("long_rows", total, schema="(Tensor x) -> Tensor")
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(total), CustomOpConfig(total_of_parts)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 512},
+            split_points=[4, 64],
+        )
+        quick = {"tuning_rounds": 2, "tuning_budget_ms": 0.01, "force_no_merge": True}
+        compiled = torch.compile(op, fullgraph=True)
+        with config.patch(**quick), torch._dynamo.config.patch(error_on_recompile=True):
+            for rows in (6, 4, 64, 65, 300):
+                x = torch.randn(rows, 1 << 14, device=device)
+                torch._dynamo.mark_dynamic(x, 0)
+                self.assertEqual(compiled(x), x.sum(-1), atol=2e-3, rtol=1e-4)
+        (plan,) = report.plans()
+        self.assertEqual([r.probe for r in plan.results], [4, 64, 512])
+        self.assertTrue(all(m.error is None for r in plan.results for m in r.measurements))
+
 
 class RecordedTest(AsGeneratedTestCase):
     def setUp(self) -> None:
