@@ -353,22 +353,27 @@ class RecordedTest(AsGeneratedTestCase):
         patched = mock.patch.object(tuner, "generate_for_benchmark", noting)
         return names, patched
 
+    def warm(self, first, deterministic):
+        """As ``tune`` in a new process, which may neither measure nor generate a module."""
+        records.forget()
+        names, noting = self.generated()
+        fails = mock.patch.object(tuner, "measure", side_effect=AssertionError("measured"))
+        with (
+            noting,
+            config.patch(deterministic=deterministic),
+            mock.patch.object(self, "times", lambda *args: fails),
+        ):
+            found = self.tune(first)
+        self.assertEqual(names, [])
+        return found
+
     @parametrize("deterministic", [False, True])
     @parametrize("own", [0.5, 5.0])
     def test_a_warm_process_knows_winners_with_other_kernels(self, own, deterministic):
         self.register()
         with other_kernels(str):
             _, cold = self.tune(CLEAR, {("two", "[0, 8]"): own})
-            records.forget()
-            names, noting = self.generated()
-            fails = mock.patch.object(tuner, "measure", side_effect=AssertionError("measured"))
-            with (
-                noting,
-                config.patch(deterministic=deterministic),
-                mock.patch.object(self, "times", lambda *args: fails),
-            ):
-                _, warm = self.tune(CLEAR)
-        self.assertEqual(names, [])
+            _, warm = self.warm(CLEAR, deterministic)
         parallel = [len(PARALLEL.findall(code)) for code in (cold, warm)]
         self.assertEqual(parallel, [1, 1] if own < 1 else [2, 2])
 
@@ -378,17 +383,8 @@ class RecordedTest(AsGeneratedTestCase):
         again = {("three", "[0, 8]"): 0.5}
         cold, _ = self.tune(TIED, again)
         self.assertEqual(self.asked, ASKED)
-        self.asked.clear()
-        records.forget()
-        names, noting = self.generated()
-        fails = mock.patch.object(tuner, "measure", side_effect=AssertionError("measured"))
-        with (
-            noting,
-            config.patch(deterministic=deterministic),
-            mock.patch.object(self, "times", lambda *args: fails),
-        ):
-            warm, _ = self.tune(TIED)
-        self.assertEqual((names, warm.origin), ([], "recorded"))
+        warm, _ = self.warm(TIED, deterministic)
+        self.assertEqual(warm.origin, "recorded")
         self.assertEqual(
             (warm.chosen, [r.as_generated for r in warm.results]),
             (cold.chosen, [r.as_generated for r in cold.results]),
