@@ -2,11 +2,14 @@
 """Candidates that nearly tie are measured again as their branches are generated."""
 
 import contextlib
+import random
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
+import sympy
 from range_dispatch_common import (
     config,
     counters,
@@ -25,8 +28,13 @@ from range_dispatch_common import (
 import torch
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import as_generated, records, tuner
-from torch._inductor.kernel.range_dispatch.choosing import Measurement
+from torch._inductor.kernel.range_dispatch.as_generated import Branches, Ranking
+from torch._inductor.kernel.range_dispatch.choosing import choose, combine, Measurement, Rules
+from torch._inductor.kernel.range_dispatch.grid import Measured
+from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.kernel.range_dispatch.plan import Plan
+from torch._inductor.kernel.range_dispatch.ranges import merge_neighbours, ranges_from_split_points
+from torch._inductor.kernel.range_dispatch.sizes import Known
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -224,6 +232,28 @@ cpp_fused_add_0 = async_compile.cpp_pybinding([], "")
             self.tune(TIED)
         self.assertEqual(self.asked, asked)
 
+    @parametrize("most,winner", [(0, "two"), (2, "three"), (None, "three")])
+    def test_winners_with_other_kernels_leave_ties_their_number(self, most, winner):
+        self.register(split_points=[4, SMALL, MIDDLE])
+        first = {
+            4: {"one": 1.0},
+            SMALL: {"two": 1.0, "three": 1.05},
+            MIDDLE: {"one": 1.0},
+            LARGE: {"one": 1.0, "two": 1.08},
+        }
+        with config.patch(remeasure_most=most), other_kernels(str):
+            plan, _ = self.tune(first, {("three", "[5, 8]"): 0.5})
+        asked = [("one", "[0, 4]", 4), ("two", "[5, 8]", SMALL)]
+        self.assertTrue(set(asked) <= set(self.asked))
+        self.assertEqual([r.winner for r in plan.results], ["one", winner, "one", "one"])
+
+    def test_on_a_gpu_what_is_further_off_ties_too(self):
+        for device, limits in (("cpu", (0.1, 6)), ("cuda", (0.5, 12))):
+            with config.patch(remeasure_margin=None):
+                self.assertEqual(as_generated.limits(torch.device(device)), limits)
+            with config.patch(remeasure_margin=0.2, remeasure_most=3):
+                self.assertEqual(as_generated.limits(torch.device(device)), (0.2, 3))
+
     @parametrize("most,asked", [(2, []), (3, []), (4, ASKED)])
     def test_the_closest_come_first(self, most, asked):
         self.register()
@@ -325,6 +355,113 @@ cpp_fused_add_0 = async_compile.cpp_pybinding([], "")
         self.assertTrue(all(m.error is None for r in plan.results for m in r.measurements))
 
 
+class Drawn:
+    """A tuning whose candidates, times and kernels are drawn; nothing is compiled.
+
+    Takes the place of a call's records, and of what tunes it.
+    """
+
+    def __init__(self, seed: int, device: str) -> None:
+        self.draw = random.Random(seed)
+        ends = sorted(self.draw.sample(range(1, 1000), self.draw.randint(1, 7)))
+        self.ranges = ranges_from_split_points(ends)
+        sizes = [sorted({r.start, min(r.end, 4096)}) for r in self.ranges]
+        self.points = [[Point(size, {}) for size in at] for at in sizes]
+        self.labels = [*"abcd"[: self.draw.randint(1, 4)], OP_LABEL]
+        contender = lambda label: SimpleNamespace(  # noqa: E731
+            candidate=SimpleNamespace(label=label),
+            graph=None,
+            branch=None,
+            module_at=lambda point: SimpleNamespace(code="1"),
+        )
+        self.contenders = [contender(label) for label in self.labels]
+        call = SimpleNamespace(op=SimpleNamespace(name=lambda: "drawn"))
+        self.bench = SimpleNamespace(device=torch.device(device), call=call)
+        self.kept: dict[tuple[str, int, str], Measurement] = {}
+        self.generated = self.measured = 0
+
+    def rows(self):
+        time = lambda: self.draw.choice([1.0, 1.05, 1.3, 2.0, 3.0])  # noqa: E731
+        for points in self.points:
+            rows = [[Measurement(label, time()) for label in self.labels] for _ in points]
+            probes = [(p.size, tuple(row)) for p, row in zip(points, rows, strict=True)]
+            yield Measured(tuple(probes), tuple(combine(rows)))
+
+    def merge(self, winners):
+        pairs = list(zip(self.ranges, winners, strict=True))
+        return [merged for merged, _ in merge_neighbours(pairs, lambda a, b: a == b)]
+
+    def find(self, label, point, branch=""):
+        return self.kept.get((label, point.size, branch))
+
+    def put(self, label, point, measurement, branch=""):
+        self.kept[label, point.size, branch] = measurement
+
+    def save(self):
+        pass
+
+    def generate(self, bench, contender, point, known=None):
+        self.generated += 1
+        module = SimpleNamespace(function=lambda: None, serves=lambda point: True)
+        return SimpleNamespace(code=str(self.draw.randint(1, 3)), compile=lambda: module)
+
+    def measure(self, bench, contenders, point):
+        self.measured += len(contenders)
+        time = lambda: self.draw.choice([0.5, 1.0, 1.05, 1.3, 2.0, 4.0])  # noqa: E731
+        return [Measurement(c.candidate.label, time()) for c in contenders]
+
+    @contextlib.contextmanager
+    def instead(self):
+        with (
+            mock.patch.multiple(tuner, generate=self.generate, measure=self.measure),
+            mock.patch.object(as_generated, "Contender", self.entrant),
+            mock.patch.object(as_generated, "number_of_kernels", int),
+            mock.patch.object(as_generated, "compiled_together", self.together),
+        ):
+            yield
+
+    def entrant(self, candidate, trace, modules, branch):
+        return SimpleNamespace(candidate=candidate, branch=branch)
+
+    @contextlib.contextmanager
+    def together(self):
+        yield lambda function: None
+
+
+class DrawnTest(RangeDispatchTestCase):
+    @parametrize("device", ["cpu", "cuda"])
+    def test_any_times(self, device):
+        """No order of events fails, and what was recorded leads to the same plan."""
+        rules = Rules(OP_LABEL, noise=0.02)
+        changed = slower = 0
+        for seed in range(400):
+            drawn = Drawn(seed, device)
+            measured = list(drawn.rows())
+            known = lambda branch: Known({}, {}, frozenset())  # noqa: E731
+            branches = Branches(drawn.ranges, drawn.merge, known, sympy.Symbol("s"))
+            most = drawn.draw.choice([0, 1, 3, None])
+            plans = []
+            for _ in ("cold", "warm"):
+                ranking = Ranking(drawn, branches, drawn.points, measured, rules)
+                winners = choose([m.row for m in measured], rules)
+                before, done = list(winners), (drawn.generated, drawn.measured)
+                with drawn.instead(), config.patch(remeasure_margin=None, remeasure_most=most):
+                    found, winners = ranking.choose_again(winners)
+                    general = ranking.for_all_sizes(winners)
+                    _, limit = as_generated.limits(drawn.bench.device)
+                    self.assertLessEqual(len(ranking._tied), limit)
+                starts = [range.start for range in drawn.ranges]
+                cells = {(winners[starts.index(r.start)], r) for r in drawn.merge(winners)}
+                self.assertTrue(set(general) <= cells)
+                plans.append((found, winners, general))
+                changed += winners != before
+                slower += bool(general)
+            self.assertEqual(plans[0], plans[1])
+            self.assertEqual((drawn.generated, drawn.measured), done)
+        self.assertGreater(changed, 40)
+        self.assertGreater(slower, 40)
+
+
 class RecordedTest(AsGeneratedTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -421,6 +558,7 @@ class RecordedTest(AsGeneratedTestCase):
 
 
 instantiate_parametrized_tests(AsGeneratedTest)
+instantiate_parametrized_tests(DrawnTest)
 instantiate_parametrized_tests(RecordedTest)
 
 if __name__ == "__main__":

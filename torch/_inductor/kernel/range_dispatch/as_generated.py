@@ -65,6 +65,14 @@ def depend_on_hints(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def limits(device: torch.device) -> tuple[float, float]:
+    """How far from the winner a candidate nearly ties, and how many of these are measured again."""
+    margin, most = (0.5, 12) if depend_on_hints(device) else (0.1, 6)
+    if config.remeasure_margin is not None:
+        margin = config.remeasure_margin
+    return margin, most if config.remeasure_most is None else config.remeasure_most
+
+
 @dataclass(frozen=True)
 class Branches:
     """How winners become branches.
@@ -120,6 +128,8 @@ class Ranking:
     # Of a range, by its place, and a cell: times at the probes.
     _times: dict[tuple[int, Cell], Row] = field(default_factory=dict)
     _tried: set[tuple[int, Cell]] = field(default_factory=set)
+    # Those of them that nearly tied, of which there are only so many.
+    _tied: set[Cell] = field(default_factory=set)
     # Of a cell: its code, where it is not that for all sizes, compiled.
     _modules: dict[Cell, BenchmarkModule | None] = field(default_factory=dict)
 
@@ -192,11 +202,12 @@ class Ranking:
         """Get the times of those that nearly tie, and of winners that may be other kernels."""
         close = self._close(winners)
         ties = {cell for cells in close.values() for cell in cells}
+        # What has its times keeps them: they are what another process will find in the records.
         rows = {
-            place: cells
+            place: [cell for cell in cells if (place, cell) not in self._tried]
             for place, cells in (self._winners(winners) | close).items()
-            if any((place, cell) not in self._tried for cell in cells)
         }
+        rows = {place: cells for place, cells in rows.items() if cells}
         self._tried.update((place, cell) for place, cells in rows.items() for cell in cells)
         missing = {place: cells for place, cells in rows.items() if not self._look_up(place, cells)}
         if missing and not grid.pinned():
@@ -221,21 +232,21 @@ class Ranking:
         """By the place of a range who nearly ties there, the winner first."""
         if len(self.branches.merge(winners)) == 1:
             return {}
+        margin, most = limits(self.records.bench.device)
         known = self._known(winners)
         ties = []
         for place, winner in enumerate(winners):
-            rivals = close(known[place].row, winner, self.rules, config.remeasure_margin)
+            rivals = close(known[place].row, winner, self.rules, margin)
             if rivals and all(row for _, row in known[place].probes):
                 labels = [winner, *(label for _, label in rivals)]
                 ties.append((abs(rivals[0][0]), place, labels))
-        taken = {cell for _, cell in self._tried}
         found = {}
         for _, place, labels in sorted(ties):
             cells = [self.branches.cell(winners, place, label) for label in labels]
-            while len(taken.union(cells)) > config.remeasure_most:
+            while cells and len(self._tied.union(cells)) > most:
                 cells.pop()
             if len(cells) > 1:
-                taken.update(cells)
+                self._tied.update(cells)
                 found[place] = cells
         return found
 
