@@ -433,23 +433,32 @@ class DrawnTest(RangeDispatchTestCase):
     def test_any_times(self, device):
         """No order of events fails, and what was recorded leads to the same plan."""
         rules = Rules(OP_LABEL, noise=0.02)
-        changed = slower = 0
+        changed = slower = restless = 0
         for seed in range(400):
             drawn = Drawn(seed, device)
             measured = list(drawn.rows())
             known = lambda branch: Known({}, {}, frozenset())  # noqa: E731
             branches = Branches(drawn.ranges, drawn.merge, known, sympy.Symbol("s"))
-            most = drawn.draw.choice([0, 1, 3, None])
+            limits = {
+                "remeasure_margin": drawn.draw.choice([None, 1.0]),
+                "remeasure_most": drawn.draw.choice([0, 1, 3, None]),
+            }
             plans = []
             for _ in ("cold", "warm"):
                 ranking = Ranking(drawn, branches, drawn.points, measured, rules)
                 winners = choose([m.row for m in measured], rules)
                 before, done = list(winners), (drawn.generated, drawn.measured)
-                with drawn.instead(), config.patch(remeasure_margin=None, remeasure_most=most):
+                with drawn.instead(), config.patch(**limits):
                     found, winners = ranking.choose_again(winners)
                     general = ranking.for_all_sizes(winners)
                     _, limit = as_generated.limits(drawn.bench.device)
                     self.assertLessEqual(len(ranking._tied), limit)
+                    again = choose([m.row for m in found], rules)
+                if again != winners:
+                    restless += 1
+                    self.assertLessEqual(
+                        ranking._relative_time(winners), ranking._relative_time(before)
+                    )
                 starts = [range.start for range in drawn.ranges]
                 cells = {(winners[starts.index(r.start)], r) for r in drawn.merge(winners)}
                 self.assertTrue(set(general) <= cells)
@@ -460,6 +469,7 @@ class DrawnTest(RangeDispatchTestCase):
             self.assertEqual((drawn.generated, drawn.measured), done)
         self.assertGreater(changed, 40)
         self.assertGreater(slower, 40)
+        self.assertGreater(restless, 4)
 
 
 class RecordedTest(AsGeneratedTestCase):

@@ -16,6 +16,7 @@ hints that the faster code was made with.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -134,15 +135,27 @@ class Ranking:
     _modules: dict[Cell, BenchmarkModule | None] = field(default_factory=dict)
 
     def choose_again(self, winners: Sequence[str]) -> tuple[list[Measured], list[str]]:
-        """What is known now, and the winners by that."""
+        """What is known now, and the winners by that.
+
+        Other winners merge into other branches, whose code may be slower than what they won with.
+        Where that goes back and forth, the winners count whose branches are fastest as they are.
+        """
         chosen = list(winners)
-        for _ in range(_ROUNDS):
+        plans: list[list[str]] = []
+        while chosen not in plans and len(plans) <= _ROUNDS:
+            plans.append(chosen)
             self._find_out(chosen)
-            again = choose([m.row for m in self._known(chosen)], self.rules)
-            if again == chosen:
-                break
-            chosen = again
+            chosen = choose([m.row for m in self._known(chosen)], self.rules)
+        if chosen != plans[-1]:
+            log.debug("%s: no plan is the best one with its own branches: %s", self._op, plans)
+            chosen = min(plans, key=self._relative_time)
         return self._known(chosen), chosen
+
+    def _relative_time(self, winners: Sequence[str]) -> float:
+        """The logarithm of the geometric mean of the winners' times, in the branches they make."""
+        rows = [{m.label: m.milliseconds for m in known.row} for known in self._known(winners)]
+        times = [row.get(winner, 1.0) for row, winner in zip(rows, winners, strict=True)]
+        return sum(math.log(max(time, 1e-9)) for time in times) / max(len(times), 1)
 
     def for_all_sizes(self, winners: Sequence[str]) -> dict[Cell, Point]:
         """The branches whose own code is slower than that for all sizes, made at this point."""
