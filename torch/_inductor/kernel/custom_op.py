@@ -42,7 +42,7 @@ from torch._inductor.kernel.range_dispatch import (
     region,
     report,
 )
-from torch._inductor.kernel.range_dispatch.as_generated import Branches, limits, Ranking
+from torch._inductor.kernel.range_dispatch.as_generated import Branches, Ranking
 from torch._inductor.kernel.range_dispatch.call import (
     bind,
     BoundCall,
@@ -965,8 +965,7 @@ class _Contest:
 
     def _is_dispatched(self, size: sympy.Expr) -> bool:
         """Whether branches on ``size`` are generated for their ranges."""
-        margin, _ = limits(self.bench.device)
-        return not size.is_Integer and margin > 0 and dispatch.flat().supported()
+        return not size.is_Integer and config.remeasure_margin > 0 and dispatch.flat().supported()
 
     def _ranking(
         self,

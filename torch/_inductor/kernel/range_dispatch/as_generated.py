@@ -66,14 +66,6 @@ def depend_on_hints(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def limits(device: torch.device) -> tuple[float, float]:
-    """How far from the winner a candidate nearly ties, and how many of these are measured again."""
-    margin, most = (0.5, 12) if depend_on_hints(device) else (0.1, 6)
-    if config.remeasure_margin is not None:
-        margin = config.remeasure_margin
-    return margin, most if config.remeasure_most is None else config.remeasure_most
-
-
 @dataclass(frozen=True)
 class Branches:
     """How winners become branches.
@@ -173,13 +165,19 @@ class Ranking:
         return grid.middle_first([point for at in self.points for point in at])[0]
 
     def _is_slower(self, cell: Cell) -> bool:
-        """Whether the code of ``cell`` is slower than that for all sizes, beyond the noise."""
-        own = general = 0.0
-        for (place, measured), row in self._times.items():
-            if measured == cell:
-                own += sum(m.milliseconds for m in row)
-                general += sum(self._first(place, i, cell[0]) for i in range(len(row)))
-        return general * (1 + self.rules.noise) < own
+        """Whether the code of ``cell`` is slower than that for all sizes, beyond the noise.
+
+        Each probe counts alike, as everywhere: what gains a little for many rows may take half as
+        long again for few.
+        """
+        slower = [
+            math.log(max(m.milliseconds, 1e-9) / first)
+            for (place, measured), row in self._times.items()
+            if measured == cell
+            for i, m in enumerate(row)
+            if 0 < (first := self._first(place, i, cell[0])) < math.inf
+        ]
+        return bool(slower) and sum(slower) / len(slower) > math.log1p(self.rules.noise)
 
     def _first(self, place: int, probe: int, label: str) -> float:
         _, row = self.measured[place].probes[probe]
@@ -245,18 +243,17 @@ class Ranking:
         """By the place of a range who nearly ties there, the winner first."""
         if len(self.branches.merge(winners)) == 1:
             return {}
-        margin, most = limits(self.records.bench.device)
         known = self._known(winners)
         ties = []
         for place, winner in enumerate(winners):
-            rivals = close(known[place].row, winner, self.rules, margin)
+            rivals = close(known[place].row, winner, self.rules, config.remeasure_margin)
             if rivals and all(row for _, row in known[place].probes):
                 labels = [winner, *(label for _, label in rivals)]
                 ties.append((abs(rivals[0][0]), place, labels))
         found = {}
         for _, place, labels in sorted(ties):
             cells = [self.branches.cell(winners, place, label) for label in labels]
-            while cells and len(self._tied.union(cells)) > most:
+            while cells and len(self._tied.union(cells)) > config.remeasure_most:
                 cells.pop()
             if len(cells) > 1:
                 self._tied.update(cells)

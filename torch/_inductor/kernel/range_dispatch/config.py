@@ -11,11 +11,6 @@ import sys
 from torch.utils._config_module import install_config_module
 
 
-def _number(variable: str) -> float | None:
-    """The number in an environment variable, if it is set."""
-    return float(value) if (value := os.environ.get(variable)) else None
-
-
 # Test switch, on every release: True makes an implementation win over the op itself wherever one
 # can be used, whatever it returns; False makes the op itself win; None lets the measurements
 # decide. Where the release has torch._inductor.config.test_configs.force_custom_op_decomposition,
@@ -43,14 +38,12 @@ noise: float = float(os.environ.get("TORCH_RANGE_DISPATCH_NOISE", "0.02"))
 # for all sizes. Where another candidate's time is within this fraction of the winner's, those whose
 # code for the branch is other code are measured again as they will be generated, in one row with
 # the rest of them; on a GPU also a winner whose branch has other kernels. What is slower so is
-# generated as for all sizes. 0 turns it off. None is 0.1 on a CPU and 0.5 on a GPU, where the block
-# sizes of reductions follow the sizes that code is made for: a loss over 32768 classes in 64 chunks
-# took an H100 12.6 us for 64 rows with the code for all sizes, and 6.9 us with its own.
-remeasure_margin: float | None = _number("TORCH_RANGE_DISPATCH_REMEASURE_MARGIN")
+# generated as for all sizes. 0 turns it off.
+remeasure_margin: float = float(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MARGIN", "0.1"))
 
 # How many candidates may be generated again for that, each for one branch, in the tuning of one
-# call. The closest ranges come first. None is 6 on a CPU and 12 on a GPU.
-remeasure_most: float | None = _number("TORCH_RANGE_DISPATCH_REMEASURE_MOST")
+# call. The closest ranges come first.
+remeasure_most: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MOST", "6"))
 
 # Where all branches compute each element by itself, over the same elements and from the same
 # tensors, compute them in one kernel that compares the size, if that measures no slower at any
