@@ -98,6 +98,14 @@ class PagesTest(DocsTestCase):
                 if "://" not in target:
                     self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
 
+    def test_nothing_is_said_twice(self):
+        for path in [*DOCS.glob("*.md"), *([README] if README.exists() else [])]:
+            text = path.read_text()
+            headings = re.findall(r"^#+ .*", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+            long = [part for part in text.split("\n\n") if part.count("\n") >= 2]
+            for parts in (headings, long):
+                self.assertEqual(sorted(parts), sorted({*parts}), path.name)
+
     def test_commands_are_understood(self):
         """Each command of the pages names sub-commands and options that there are."""
         overlay = README.parent / "tools" / "overlay"
