@@ -180,6 +180,10 @@ class AsGeneratedTest(AsGeneratedTestCase):
         self.assertEqual((self.asked, self.chosen(plan)), (ASKED, APART))
         self.assertEqual(len(PARALLEL.findall(code)), parallel)
         self.assertEqual(plan.results[0].as_generated, ("two",) if parallel == 1 else ())
+        slower = (plan.chosen[0][0],) if parallel == 2 else ()
+        self.assertEqual(plan.for_all_sizes, slower)
+        self.assertEqual("generated as for all sizes: [0, 8]" in str(plan), bool(slower))
+        self.assertEqual(Plan.from_json(plan.to_json()), plan)
 
     @parametrize("own, parallel", [(0.9, 1), (1.5, 2)])
     def test_a_winner_with_other_kernels_is_measured_where_nobody_is_close(self, own, parallel):

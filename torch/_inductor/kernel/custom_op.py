@@ -1012,6 +1012,9 @@ class _Contest:
             size=size,
             results=tuple(results),
             chosen=tuple((range, candidate.label) for range, candidate in chosen),
+            for_all_sizes=tuple(
+                range for range, candidate in chosen if (candidate.label, range) in self.general
+            ),
             rejected=tuple(self.rejected),
             tuning_seconds=time.perf_counter() - self.started,
             region=self.bench.call.neighbours(),

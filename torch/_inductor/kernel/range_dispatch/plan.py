@@ -47,6 +47,8 @@ class Plan:
         called_from: The user's line that calls the op, as ``file:line in function``.
         backward: Whether the call is in a backward graph.
         one_kernel: Whether what runs in the merged ranges is one kernel, and no dispatch.
+        for_all_sizes: Those of the merged ranges whose branches are generated as for all sizes,
+            since code made for them was measured to be slower.
     """
 
     op: str
@@ -68,6 +70,7 @@ class Plan:
     called_from: str = ""
     backward: bool = False
     one_kernel: bool = False
+    for_all_sizes: tuple[Range, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -166,6 +169,8 @@ class Plan:
         again = [f"{r.range} {', '.join(r.as_generated)}" for r in self.results if r.as_generated]
         if again:
             lines.append(f"  measured as generated: {'; '.join(again)}")
+        if self.for_all_sizes:
+            lines.append(f"  generated as for all sizes: {' '.join(map(str, self.for_all_sizes))}")
         lines += [f"  {what}: {said}" for what, said in self.neighbours()]
         pieces = [f"{r} {label}" for r, label in self.chosen]
         verb = "dispatched" if len(self.chosen) > 1 else "inlined"
@@ -217,6 +222,7 @@ class Plan:
             "called_from": self.called_from,
             "backward": self.backward,
             "one_kernel": self.one_kernel,
+            "for_all_sizes": [_range_to_dict(range) for range in self.for_all_sizes],
             "tuning_seconds": self.tuning_seconds,
             "costs": dict(self.costs),
             "ranges": [
@@ -291,6 +297,7 @@ class Plan:
                 called_from=str(data["called_from"]),
                 backward=bool(data["backward"]),
                 one_kernel=bool(data.get("one_kernel", False)),
+                for_all_sizes=tuple(map(_range_from_dict, data.get("for_all_sizes", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan of format {FORMAT}: {error!r}") from None
