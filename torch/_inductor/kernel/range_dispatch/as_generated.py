@@ -30,6 +30,7 @@ from torch._inductor.kernel.range_dispatch.choosing import (
     choose,
     close,
     combine,
+    may_win,
     Rules,
 )
 from torch._inductor.kernel.range_dispatch.compiling import compiled_together
@@ -123,6 +124,8 @@ class Ranking:
     _tried: set[tuple[int, Cell]] = field(default_factory=set)
     # Those of them that nearly tied, of which there are only so many.
     _tied: set[Cell] = field(default_factory=set)
+    # Whether all branches are to be generated as for all sizes.
+    _all_general: bool = False
     # Of a cell: its code, where it is not that for all sizes, compiled.
     _modules: dict[Cell, BenchmarkModule | None] = field(default_factory=dict)
 
@@ -131,6 +134,7 @@ class Ranking:
 
         Other winners merge into other branches, whose code may be slower than what they won with.
         Where that goes back and forth, the winners count whose branches are fastest as they are.
+        If the op itself is faster somewhere with each of them, the first are generated as measured.
         """
         chosen = list(winners)
         plans: list[list[str]] = []
@@ -140,8 +144,14 @@ class Ranking:
             chosen = choose([m.row for m in self._known(chosen)], self.rules)
         if chosen != plans[-1]:
             log.debug("%s: no plan is the best one with its own branches: %s", self._op, plans)
-            chosen = min(plans, key=self._relative_time)
+            usable = [plan for plan in plans if self._beats_the_op(plan)]
+            chosen = min(usable, key=self._relative_time, default=plans[0])
+            self._all_general = not usable
         return self._known(chosen), chosen
+
+    def _beats_the_op(self, winners: Sequence[str]) -> bool:
+        pairs = zip(self._known(winners), winners, strict=True)
+        return all(may_win(known.row, winner, self.rules) for known, winner in pairs)
 
     def _relative_time(self, winners: Sequence[str]) -> float:
         """The logarithm of the geometric mean of the winners' times, in the branches they make."""
@@ -154,7 +164,7 @@ class Ranking:
         starts = [range.start for range in self.branches.ranges]
         branches = self.branches.merge(winners)
         cells = [(winners[starts.index(branch.start)], branch) for branch in branches]
-        slower = [cell for cell in cells if self._is_slower(cell)]
+        slower = [cell for cell in cells if self._all_general or self._is_slower(cell)]
         if slower:
             log.info("%s: as for all sizes: %s", self._op, slower)
         return dict.fromkeys(slower, self._middle)
@@ -189,7 +199,7 @@ class Ranking:
         def times(place: int, label: str) -> Row | None:
             cell = self.branches.cell(winners, place, label)
             row = self._times.get((place, cell))
-            if row is None or self._is_slower(cell):
+            if row is None or self._all_general or self._is_slower(cell):
                 return None
             first = [self._first(place, i, label) for i in range(len(row))]
             return row if [m.milliseconds for m in row] != first else None

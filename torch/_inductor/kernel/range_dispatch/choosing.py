@@ -199,6 +199,16 @@ def _eligible(row: Sequence[Measurement], rules: Rules) -> list[Measurement]:
     return others if rules.force and others else [*others, op]
 
 
+def may_win(row: Sequence[Measurement], label: str, rules: Rules) -> bool:
+    """Whether ``label`` is the op itself, or beats it by the threshold; anything does unmeasured.
+
+    >>> row = [Measurement("a", 1.0), Measurement("b", 4.0), Measurement("op", 3.0)]
+    >>> may_win(row, "a", Rules("op")), may_win(row, "b", Rules("op"))
+    (True, False)
+    """
+    return not row or label == rules.op or label in {m.label for m in _eligible(row, rules)}
+
+
 def slower(pairs: Sequence[tuple[Measurement, Measurement]], rules: Rules) -> bool:
     """Whether the first of each pair is slower than the second, which has to be worth a change.
 
