@@ -329,8 +329,7 @@ class Ranking:
         progress.phase("compile", f"{label} for {branch}")
         bench, contender = self.records.bench, self._contender(label)
         first = contender.module_at(self.points[place][0])
-        every = grid.middle_first([point for at in self.points for point in at])
-        plain = first or tuner.generate(bench, contender, every[0])
+        plain = first or tuner.generate(bench, contender, self._middle)
         own = tuner.generate(bench, contender, self.points[place][-1], known)
         aspect = number_of_kernels if other_kernels else str
         return None if aspect(own.code) == aspect(plain.code) else own
