@@ -284,6 +284,34 @@ class OutputsTest(RecordingTestCase):
         )
 
     @on_each_device
+    def test_the_stride_of_one_element_takes_no_copy(self, device):
+        """As after attention of one token: nothing but the product runs."""
+
+        def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return torch.bmm(x.transpose(0, 1), w).transpose(0, 1)
+
+        def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return x.new_empty(x.shape).copy_(product(x, w))
+
+        op = define_op("one_element", function, fake=lambda x, w: x.new_empty(x.shape))
+        with (
+            custom_op_autotuning(
+                op,
+                configs=[CustomOpConfig(product)],
+                dispatch_on={"tensor_name": "x", "dim": 0},
+                split_points=[4],
+            ),
+            force_winners(lambda n: "product"),
+        ):
+            x, w = torch.randn(1, 4, 8, device=device), torch.randn(4, 8, 8, device=device)
+            self.assertEqual(product(x, w).stride(), (8, 8, 1))
+            compiled = torch.compile(lambda x, w: op(x, w))
+            code = final_code(compiled, x, w)
+            self.assertEqual(compiled(x, w), op(x, w), exact_stride=True)
+        self.assertNotIn("one_element.default(", code)
+        self.assertNotRegex(code, r"fused_\w*clone")
+
+    @on_each_device
     def test_channels_last_output(self, device):
         def function(x: torch.Tensor) -> torch.Tensor:
             return (x * 2).contiguous(memory_format=torch.channels_last)

@@ -376,6 +376,9 @@ def with_strides(index: int, actual: torch.Tensor, expected: torch.Tensor) -> to
     """``actual``, copied to the strides of ``expected`` where it has others."""
     if _known_equal(actual.stride(), expected.stride()) and _starts_at_zero(actual):
         return actual
+    view = _with_plain_ones(actual)
+    if _known_equal(view.stride(), expected.stride()) and _starts_at_zero(view):
+        return view
     order = _dimension_order(expected)
     inverse = [order.index(d) for d in range(len(order))]
     copied = actual.permute(order).clone(memory_format=torch.contiguous_format).permute(inverse)
@@ -385,6 +388,16 @@ def with_strides(index: int, actual: torch.Tensor, expected: torch.Tensor) -> to
             f"{_shown(expected.stride())}, and a dense copy cannot have those"
         )
     return copied
+
+
+def _with_plain_ones(tensor: torch.Tensor) -> torch.Tensor:
+    """A view with the usual strides for dimensions of one element, whose strides mean nothing."""
+    ones = [d for d, size in enumerate(tensor.shape) if isinstance(size, int) and size == 1]
+    for d in reversed(ones):
+        tensor = tensor.squeeze(d)
+    for d in ones:
+        tensor = tensor.unsqueeze(d)
+    return tensor
 
 
 def _starts_at_zero(tensor: torch.Tensor) -> bool:
