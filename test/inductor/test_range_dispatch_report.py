@@ -601,7 +601,7 @@ class SavedTest(OpTestCase):
 
     def test_a_folder_that_cannot_be_written_stops_nothing(self):
         self.register()
-        with mock.patch.object(records, "_replace", side_effect=PermissionError("read-only")):
+        with mock.patch.object(records, "replace_file", side_effect=PermissionError("read-only")):
             compiled = self.compile()
         self.assertEqual(compiled(torch.ones(2, 3)), torch.full((2, 3), 2.0))
         self.assertEqual(len(report.plans()), 1)

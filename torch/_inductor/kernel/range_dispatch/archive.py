@@ -59,7 +59,7 @@ def copy(source: Path, target: Path, wanted: Choice) -> list[Moved]:
             for digest, entry in taken.items():
                 merged["entries"][digest] = _merged(merged["entries"].get(digest), entry)
             merged["_metadata"] = _about(content, merged)
-            records._replace(file, _text(merged))
+            records.replace_file(file, _text(merged))
             _make_readable(file)
         _forget_lock(file)
         moved.append(_moved(file, content, taken))
@@ -83,7 +83,7 @@ def drop(folder: Path, unwanted: Choice, dry: bool) -> list[Moved]:
         with records._locked(path):
             content["entries"] = {d: e for d, e in content["entries"].items() if d not in out}
             if content["entries"]:
-                records._replace(path, _text(content))
+                records.replace_file(path, _text(content))
             else:
                 path.unlink()
         _forget_lock(path)

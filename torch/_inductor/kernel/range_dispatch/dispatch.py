@@ -18,6 +18,7 @@ from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.kernel.range_dispatch.sizes import Known
+from torch._inductor.kernel.range_dispatch.triton_configs import generate_as_measured
 from torch._inductor.lowering import validate_ir
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -133,6 +134,7 @@ def inline(
     before = len(V.graph.operations)
     with inductor_config.patch(dict(config_patches)):
         results = inline_subgraph_to_ir_nodes(graph, list(operands), name)
+    generate_as_measured(V.graph, V.graph.operations[before:])
     if config_patches:
         compat.attach_config_patches(V.graph.operations[before:], config_patches)
     for result in results:

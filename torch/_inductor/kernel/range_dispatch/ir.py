@@ -42,6 +42,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
     Known,
     SizesAsTraced,
 )
+from torch._inductor.kernel.range_dispatch.triton_configs import as_measured
 from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -214,7 +215,7 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
         # A planner of memory pools would number them as the outer one does.
         settings = {"graph_partition": False, "memory_planning": False}
         settings |= self.branch.config_patches
-        with V.set_graph_handler(self), inductor_config.patch(settings):
+        with V.set_graph_handler(self), inductor_config.patch(settings), as_measured():
             self.init_wrapper_code()
             self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)

@@ -379,10 +379,10 @@ def _merge_into(path: Path, key: Key, grid: Grid, retuned: bool = False) -> None
             **key.environment,
             **({"retuned": times} if times else {}),
         }
-        _replace(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        replace_file(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, and nothing between."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -29,6 +29,7 @@ from torch._inductor.kernel.range_dispatch.timing import (
     Timer,
 )
 from torch._inductor.kernel.range_dispatch.trace import first_line
+from torch._inductor.kernel.range_dispatch.triton_configs import timed_by_replay
 from torch._inductor.kernel.range_dispatch.verify import (
     Check,
     filled_allocations,
@@ -98,7 +99,8 @@ class Row:
             DeviceLost: One of them left the device unusable for this process.
         """
         places = range(len(self.entrants)) if only is None else only
-        return _Measuring(self, announce).measure(places)
+        with timed_by_replay(self.device):
+            return _Measuring(self, announce).measure(places)
 
 
 def failure(label: str, point: Point, reason: str) -> Measurement:

@@ -69,7 +69,7 @@ def save(plan: Plan) -> Path | None:
     content = {"_metadata": {"writer": WRITER, "saved": time.time()}, "plan": plan.to_dict()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        records._replace(path, json.dumps(content, indent=1) + "\n")
+        records.replace_file(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         log.info("plan %s: cannot be written: %s", path, error)
         return None
@@ -262,4 +262,4 @@ def generation() -> str:
 def next_generation() -> None:
     """From now on no process is served what was compiled with the records as they were."""
     generation_file().parent.mkdir(parents=True, exist_ok=True)
-    records._replace(generation_file(), os.urandom(8).hex())
+    records.replace_file(generation_file(), os.urandom(8).hex())

@@ -28,6 +28,10 @@ Runner = Callable[[], Any]
 
 # What is timed by the CPU's clock is called this often at least, whatever the budget.
 _FEWEST_CALLS = 3
+# Of one kernel with one configuration: milliseconds that a replay may take, and how often it is
+# replayed.
+_KERNEL_BUDGET_MS = 0.5
+_KERNEL_REPLAYS = 5
 # Cycles of the GPU in a second, to keep it busy while launches are queued; more is harmless.
 _CYCLES_PER_SECOND = 2e9
 
@@ -132,7 +136,7 @@ def _graph_timer(run: Runner, device: torch.device, cudagraphs: bool) -> Timer:
                     run()
                 inductors(run)
                 return Timer("inductor's CUDA graph", lambda: inductors(run))
-            graph, calls = _capture(run)
+            graph, calls = _capture(run, torch.cuda.Stream(), config.tuning_budget_ms)
         except Exception as error:
             torch.cuda.synchronize()
             raise NotCaptured(first_line(error)) from error
@@ -154,20 +158,39 @@ def _between_events(run: Runner) -> float:
     return start.elapsed_time(stop)
 
 
-def _capture(run: Runner) -> tuple[torch.cuda.CUDAGraph, int]:
+def replayed_milliseconds(run: Runner) -> float:
+    """The least time of one call of ``run`` when a CUDA graph of several is replayed.
+
+    The current stream is the one that is captured, so it is not the default one.
+
+    Raises:
+        Exception: ``run`` can't be captured, or whatever it raises.
+    """
+    graph, calls = _capture(run, torch.cuda.current_stream(), _KERNEL_BUDGET_MS)
+    graph.replay()
+    return min(_between_events(graph.replay) for _ in range(_KERNEL_REPLAYS)) / calls
+
+
+def _capture(
+    run: Runner, side: torch.cuda.Stream, budget_ms: float
+) -> tuple[torch.cuda.CUDAGraph, int]:
     """A CUDA graph of enough calls that the launch of the graph itself does not count.
 
     A call that waits for the device can't be captured. Most such calls are found before a capture
     is begun: one that fails leaves PyTorch in a state that has to be mended.
+
+    Args:
+        run: What is captured.
+        side: The stream that it is captured from.
+        budget_ms: About what a replay may take; a single call may take longer.
     """
-    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         with _waiting_is_an_error():
             run()
         once = max(_between_events(run), 1e-3)
     torch.cuda.current_stream().wait_stream(side)
-    calls = max(1, min(100, int(config.tuning_budget_ms / once)))
+    calls = max(1, min(100, int(budget_ms / once)))
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     # Before 2.15 a capture that fails to end leaves its stream current: this one ends it.
     with torch.cuda.stream(side):

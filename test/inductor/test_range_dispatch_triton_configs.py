@@ -1,0 +1,391 @@
+# Owner(s): ["module: inductor"]
+"""Triton's configurations are timed by replay, and what was measured with them runs with them."""
+
+import ast
+import inspect
+import json
+import re
+import tempfile
+import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from range_dispatch_common import (
+    config,
+    define_op,
+    GPU_TYPE,
+    HAS_CPU,
+    HAS_GPU,
+    inductor_config,
+    predicates,
+    RangeDispatchTestCase,
+    run_and_get_code,
+)
+
+import torch
+from torch._inductor.codegen.triton import TritonScheduling
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import triton_configs
+from torch._inductor.kernel.range_dispatch.triton_configs import (
+    find,
+    forget,
+    keep,
+    Kernel,
+    with_configuration,
+)
+from torch._inductor.runtime import triton_heuristics
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+
+
+def kernel(
+    name="triton_red_0",
+    heuristic="reduction",
+    hints="{'x': 64, 'r0_': 4096}",
+    meta="'grid_type': 'Grid1D', ",
+    more="",
+):
+    """A kernel's source as Inductor writes it; what is computed does not matter here."""
+    return f"""
+import triton
+import triton.language as tl
+
+from torch._inductor.runtime import triton_helpers, triton_heuristics
+
+@triton_heuristics.{heuristic}(
+    size_hints={hints},
+    filename=__file__,
+    triton_meta={{'signature': {{'out_ptr0': '*fp32'}}, 'note': "a 'quoted' (one"}},
+    inductor_meta={{{meta}'kernel_name': '{name}', 'autotune_local_cache': True, 'x': 1}}{more}
+)
+@triton.jit
+def {name}(out_ptr0, xnumel, XBLOCK : tl.constexpr):
+    tl.store(out_ptr0, 1.0)
+"""
+
+
+CHOSEN = {"XBLOCK": 8, "num_warps": 2, "num_stages": 1}
+SOME = Kernel.of(kernel(), "triton_red_0")
+
+
+def decorator(source):
+    """The keyword arguments of a kernel's heuristic, by the heuristic's name."""
+    (function,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    call = function.decorator_list[0]
+    return call.func.attr, {k.arg: ast.unparse(k.value) for k in call.keywords}
+
+
+class SourceTest(RangeDispatchTestCase):
+    def test_a_digest_leaves_out_what_is_no_part(self):
+        """The name, the caches, and all that follows from the hints; how far they are is kept."""
+        one = Kernel.of(kernel("triton_red_0"), "triton_red_0")
+        self.assertEqual(one, Kernel.of(kernel("k_7"), "k_7"))
+        source = kernel(
+            "triton_red_0", meta="'tiling_scores': {'x': 7, 'r0_': 9}, 'grid_type': 1, "
+        )
+        for other in (
+            source.replace("'autotune_local_cache': True", "'autotune_local_cache': False"),
+            source.replace("\n", "\n    "),
+        ):
+            self.assertEqual(Kernel.of(source, "triton_red_0"), Kernel.of(other, "triton_red_0"))
+        scored = Kernel.of(source.replace("'r0_': 9}", "'r0_': 1}"), "triton_red_0")
+        self.assertEqual(Kernel.of(source, "triton_red_0"), scored)
+        hinted = Kernel.of(kernel(hints="{'x': 256, 'r0_': 2048}"), "triton_red_0")
+        self.assertEqual(one.digest, hinted.digest)
+        self.assertEqual(hinted.distance(str(one)), 3.0)
+        self.assertEqual(one.distance(str(one)), 0.0)
+
+    def test_a_digest_tells_kernels_apart(self):
+        one = Kernel.of(kernel(), "triton_red_0").digest
+        for other in (
+            kernel().replace("1.0", "2.0"),
+            kernel(heuristic="persistent_reduction"),
+            kernel(meta="'grid_type': 'Grid2D', "),
+        ):
+            self.assertNotEqual(one, Kernel.of(other, "triton_red_0").digest)
+
+    @parametrize("heuristic", ["pointwise", "reduction", "persistent_reduction"])
+    def test_one_configuration(self, heuristic):
+        source = kernel(heuristic=heuristic, more=",\n    min_elem_per_thread=0")
+        fixed = with_configuration(source, CHOSEN)
+        name, arguments = decorator(fixed)
+        self.assertEqual(name, "fixed_config")
+        self.assertEqual(ast.literal_eval(arguments.pop("config")), CHOSEN)
+        _, before = decorator(source)
+        kept = ("filename", "triton_meta", "inductor_meta")
+        self.assertEqual(arguments, {name: before[name] for name in kept})
+        # Nothing else changes.
+        behind = source[source.index("@triton.jit") :]
+        self.assertTrue(fixed.endswith(behind))
+        self.assertEqual(fixed.split("@")[0].strip(), source.split("@")[0].strip())
+
+    @parametrize(
+        "other",
+        [
+            {"heuristic": "template"},
+            {"heuristic": "cooperative_reduction"},
+            {"heuristic": "split_scan"},
+            {"heuristic": "fixed_config"},
+            {"meta": "'grid_type': 'CooperativeReductionGrid', "},
+            {"meta": "'grid_type': 'Grid1D', 'RSPLIT_SIZE': 4, "},
+            {"meta": ""},
+        ],
+        name_fn=lambda other: re.sub(r"\W+", "_", str(other)).strip("_"),
+    )
+    def test_other_kernels_stay_as_they_are(self, other):
+        self.assertIsNone(with_configuration(kernel(**other), CHOSEN))
+
+    def test_what_is_replaced_is_there(self):
+        """All that is PyTorch's own and not public, on every release."""
+        parameters = inspect.signature(TritonScheduling._emit_kernel_to_wrapper).parameters
+        self.assertEqual(
+            list(parameters)[:8],
+            [
+                "self",
+                "wrapper",
+                "kernel",
+                "src_code",
+                "kernel_name",
+                "subs_name",
+                "node_schedule",
+                "kernel_path",
+            ],
+        )
+        self.assertIn("launcher", inspect.signature(CachingAutotuner.bench).parameters)
+        self.assertTrue(callable(triton_heuristics.benchmarker.benchmark))
+        fixed = inspect.signature(triton_heuristics.fixed_config).parameters
+        self.assertEqual(list(fixed), ["config", "filename", "triton_meta", "inductor_meta"])
+
+    def test_what_is_no_kernel_stays_as_it_is(self):
+        self.assertIsNone(with_configuration("x = 1\n", CHOSEN))
+
+
+class KeptTest(RangeDispatchTestCase):
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name) / "new"
+        patch = mock.patch.object(triton_configs, "_folder", lambda: self.folder)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.addCleanup(forget)
+        forget()
+
+    def test_another_process_finds_it(self):
+        self.assertIsNone(find(SOME))
+        keep(SOME, CHOSEN)
+        self.assertEqual(find(SOME), CHOSEN)
+        forget()
+        self.assertEqual(find(SOME), CHOSEN)
+
+    def test_the_last_one_counts(self):
+        keep(SOME, CHOSEN)
+        keep(SOME, {**CHOSEN, "XBLOCK": 16})
+        forget()
+        self.assertEqual(find(SOME)["XBLOCK"], 16)
+
+    def test_the_nearest_hints_count(self):
+        for rows in (16, 256, 4096):
+            keep(Kernel("a", (("x", rows),)), {**CHOSEN, "XBLOCK": rows})
+        for rows, nearest in ((1, 16), (16, 16), (100, 256), (2000, 4096), (1 << 20, 4096)):
+            self.assertEqual(find(Kernel("a", (("x", rows),)))["XBLOCK"], nearest)
+        self.assertIsNone(find(Kernel("b", (("x", 16),))))
+
+    @parametrize(
+        "what",
+        {
+            "empty": "",
+            "cut_off": "{",
+            "a_list": "[1]",
+            "no_configuration": '{"x=1": []}',
+            "no_warps": '{"x=1": {}}',
+            "text": '{"x=1": {"num_warps": "4"}}',
+            "code": '{"x=1": {"num_warps": 4, "x), __import__(\'os\').abort(": 1}}',
+            "nested": '{"x=1": {"num_warps": {"a": 1}}}',
+            "no_hints": '{"x=one": {"num_warps": 4}}',
+        }.items(),
+        name_fn=lambda what: what[0],
+    )
+    def test_a_file_that_has_none_is_passed_over(self, what):
+        _, text = what
+        self.folder.mkdir()
+        path = self.folder / f"{SOME.digest}.json"
+        path.write_text(text)
+        self.assertIsNone(find(SOME))
+        keep(SOME, CHOSEN)
+        self.assertEqual(json.loads(path.read_text()), {"r0_=4096 x=64": CHOSEN})
+
+    def test_a_folder_that_cannot_be_written(self):
+        with mock.patch.object(Path, "mkdir", side_effect=PermissionError("read-only")):
+            keep(SOME, CHOSEN)
+        self.assertEqual(find(SOME), CHOSEN)
+
+    def tuned(self, launchers=1, filename="kernel.py"):
+        """What Inductor has for a kernel that has been tuned."""
+        chosen = SimpleNamespace(kwargs={"XBLOCK": 8}, num_warps=2, num_stages=1, maxnreg=None)
+        path = self.folder.parent / filename
+        path.write_text(kernel())
+        return SimpleNamespace(
+            filename=str(path),
+            inductor_meta={"kernel_name": "triton_red_0"},
+            launchers=[SimpleNamespace(config=chosen)] * launchers,
+        )
+
+    def test_a_tuned_kernel_is_remembered(self):
+        triton_configs._remember(self.tuned())
+        self.assertEqual(find(Kernel.of(kernel("other"), "other")), CHOSEN)
+
+    def test_a_kernel_that_was_not_chosen_for_is_not(self):
+        triton_configs._remember(self.tuned(launchers=2))
+        lost = self.tuned()
+        Path(lost.filename).unlink()
+        triton_configs._remember(lost)
+        self.assertIsNone(find(Kernel.of(kernel("other"), "other")))
+
+    def emitted(self, source, name, nodes=(), only=None):
+        """Source and path of a kernel that is emitted while a branch is generated."""
+        found = []
+
+        def emit(self, wrapper, kernel, source, name, function, nodes, path, metadata):
+            found.append((source, path, metadata))
+
+        with mock.patch.object(TritonScheduling, "_emit_kernel_to_wrapper", emit):
+            with triton_configs.as_measured(only):
+                TritonScheduling._emit_kernel_to_wrapper(
+                    None, None, None, source, name, name, nodes, "/the/path.py", "metadata"
+                )
+            self.assertIs(TritonScheduling._emit_kernel_to_wrapper, emit)
+        return found[0]
+
+    def test_a_branch_gets_what_was_measured(self):
+        keep(Kernel.of(kernel("measured"), "measured"), CHOSEN)
+        source, path, metadata = self.emitted(kernel("final_3"), "final_3")
+        self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN))
+        self.assertNotEqual(path, "/the/path.py")
+        self.assertEqual(metadata, "metadata")
+
+    def test_a_branch_without_measurements_is_tuned_as_ever(self):
+        source = kernel("final_3")
+        self.assertEqual(self.emitted(source, "final_3"), (source, "/the/path.py", "metadata"))
+
+    def test_around_an_inlined_winner_kernels_are_tuned_as_ever(self):
+        keep(SOME, CHOSEN)
+        nodes = [
+            SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: "op1")),
+            object(),  # where a loop ends
+            SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: "op2")),
+        ]
+        for only, fixed in ((set(), False), ({"op1"}, False), ({"op1", "op2", "op3"}, True)):
+            source, _, _ = self.emitted(kernel(), "triton_red_0", nodes, only)
+            self.assertEqual(source != kernel(), fixed)
+
+    def test_an_inlined_winner_is_generated_as_measured(self):
+        """Each operation that was inlined, of all winners of a graph."""
+        keep(SOME, CHOSEN)
+        sources = []
+
+        def emit(self, wrapper, kernel, source, name, function, nodes, path):
+            sources.append(source)
+
+        class Graph:
+            def codegen(self, name):
+                node = SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: name))
+                TritonScheduling._emit_kernel_to_wrapper(
+                    None, None, None, kernel(), "triton_red_0", "triton_red_0", [node], "path"
+                )
+
+        graph = Graph()
+        for name in ("op1", "op2"):
+            operation = SimpleNamespace(get_operation_name=lambda name=name: name)
+            triton_configs.generate_as_measured(graph, [operation])
+        with mock.patch.object(TritonScheduling, "_emit_kernel_to_wrapper", emit):
+            for name in ("op0", "op1", "op2"):
+                graph.codegen(name)
+        self.assertEqual([source != kernel() for source in sources], [False, True, True])
+
+
+@unittest.skipUnless(HAS_GPU, "needs a GPU")
+class DeviceTest(RangeDispatchTestCase):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(forget)
+        self.op = define_op("configured", lambda x: x * 2.0 + 1.0, schema="(Tensor x) -> Tensor")
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(lambda x: x * 2.0 + 1.0)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
+            split_points=[64],
+        )
+
+    @parametrize("inlined", [False, True])
+    def test_what_was_measured_runs_device_cuda(self, inlined):
+        from torch._inductor.runtime.benchmarking import Benchmarker
+
+        tuned = []
+        tune = CachingAutotuner.autotune_to_one_config
+
+        def autotune(self, *args, **kwargs):
+            tune(self, *args, **kwargs)
+            tuned.append((Path(self.filename).read_text(), self.launchers[0].config))
+
+        compiled = torch.compile(self.op, dynamic=True)
+        x = torch.randn(32, 1024, device=GPU_TYPE)
+        with (
+            config.patch(force_no_merge=not inlined, force_decomposition=True),
+            inductor_config.patch(autotune_local_cache=False),
+            mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
+        ):
+            # In benchmark modules nothing is timed by launching it.
+            with mock.patch.object(
+                Benchmarker, "benchmark", side_effect=AssertionError("timed by launching")
+            ):
+                _, codes = run_and_get_code(compiled, x)
+            measured = list(tuned)
+            self.assertTrue(measured)
+            fixed = re.findall(r"fixed_config\(\n\s*config=(\{.*?\}),", codes[-1])
+            self.assertTrue(fixed, codes[-1])
+            chosen = [triton_configs._options(found) for _, found in measured]
+            for found in fixed:
+                self.assertIn(ast.literal_eval(found), chosen)
+            self.assertEqual(bool(predicates(codes[-1])), not inlined)
+            # What ran had nothing to tune.
+            self.assertEqual(len(tuned), len(measured))
+            for rows in (2, 63, 64, 65, 4096):
+                x = torch.randn(rows, 1024, device=GPU_TYPE)
+                self.check(compiled, lambda x: x * 2.0 + 1.0, x)
+            self.assertEqual(len(tuned), len(measured))
+
+    def test_a_kernel_that_cannot_be_captured_is_timed_as_ever_device_cuda(self):
+        def refuse(*args):
+            raise RuntimeError("not captured")
+
+        timed = []
+        bench = CachingAutotuner.bench
+
+        def counted(self, *args, **kwargs):
+            timed.append(bench(self, *args, **kwargs))
+            return timed[-1]
+
+        with (
+            config.patch(force_decomposition=True),
+            mock.patch.object(triton_configs, "replayed_milliseconds", refuse),
+            mock.patch.object(CachingAutotuner, "bench", counted),
+        ):
+            x = torch.randn(32, 1024, device=GPU_TYPE)
+            self.check(torch.compile(self.op, dynamic=True), lambda x: x * 2.0 + 1.0, x)
+        self.assertTrue(timed)
+        self.assertTrue(all(0 < time < 10 for time in timed), timed)
+
+
+instantiate_parametrized_tests(SourceTest)
+instantiate_parametrized_tests(KeptTest)
+instantiate_parametrized_tests(DeviceTest)
+
+
+if __name__ == "__main__":
+    from torch._inductor.test_case import run_tests
+
+    if HAS_CPU or HAS_GPU:
+        run_tests()
