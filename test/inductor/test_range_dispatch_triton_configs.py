@@ -36,6 +36,7 @@ from torch._inductor.kernel.range_dispatch.triton_configs import (
 )
 from torch._inductor.runtime import triton_heuristics
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch._inductor.virtualized import V
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -269,6 +270,13 @@ class KeptTest(RangeDispatchTestCase):
     def test_a_branch_without_measurements_is_tuned_as_ever(self):
         source = kernel("final_3")
         self.assertEqual(self.emitted(source, "final_3"), (source, "/the/path.py", "metadata"))
+
+    def test_the_c_wrapper_tunes_as_ever(self):
+        keep(SOME, CHOSEN)
+        for cpp in (False, True):
+            with V.set_graph_handler(SimpleNamespace(cpp_wrapper=cpp)):
+                source, _, _ = self.emitted(kernel(), "triton_red_0")
+            self.assertEqual(source == kernel(), cpp)
 
     def test_around_an_inlined_winner_kernels_are_tuned_as_ever(self):
         keep(SOME, CHOSEN)

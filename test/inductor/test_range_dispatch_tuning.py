@@ -413,6 +413,28 @@ class CompareTest(TestCase):
             ours[3] = factor * limit * 1000.0 * math.sqrt(3 / 4)
             self.assertEqual(self.mismatch(ours, theirs) is None, fits)
 
+    @parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+    @parametrize("line", ["row", "column"])
+    def test_a_line_of_larger_values_counts_by_itself(self, dtype, line):
+        """As of a channel with a large scale: near zero it is as inexact as elsewhere."""
+        theirs = torch.ones(8, 64, 64)
+        theirs[3, 5] = 1000.0
+        theirs[3, 5, :7] = 0.0
+        limit = verify.tolerance(dtype, {}) * 1000.0
+        for place, factor, fits in (
+            ((3, 5, 0), 0.5, True),  # in the line, where the others are as large
+            ((3, 5, 0), 2.0, False),
+            ((3, 6, 20), 0.5, False),  # beside the line
+            ((3, 5, 0), math.nan, False),
+        ):
+            ours = theirs.clone()
+            ours[place] += factor * limit
+            given = [t.to(dtype) for t in (ours, theirs)]
+            if line == "column":
+                given = [t.reshape(-1, 64).t().contiguous() for t in given]
+            with mock.patch.object(verify, "_CHUNK", 1 << 10):
+                self.assertEqual(self.mismatch(*given) is None, fits, (place, factor))
+
     def test_tolerances_of_the_user_hold_as_they_are(self):
         half = torch.zeros(1, dtype=torch.float16)
         found = verify.tolerances_of([half, 1], {torch.float32: 1e-6})

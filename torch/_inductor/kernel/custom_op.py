@@ -173,8 +173,8 @@ def register_custom_op_autotuning(
         check: Whether what an implementation returns at a probe is compared with what the op
             itself returns; one that returns something else is not used. A dict gives tolerances
             by dtype: for floating dtypes relative to the element or to the root mean square of
-            the output, whichever is larger (1e-4 for float32 by default), and for integers the
-            largest difference (0 by default).
+            the output, of its row or of its column, whichever is largest (1e-4 for float32 by
+            default), and for integers the largest difference (0 by default).
         probe_sizes: Sizes of the dispatched dimension to measure at, strictly increasing. Each
             counts for the range that holds it, several there count alike, and a range that holds
             none is measured at its end.

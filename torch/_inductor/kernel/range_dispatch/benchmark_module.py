@@ -42,8 +42,8 @@ from torch.fx.node import map_arg
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 
-# With autotuning caches, the same kernel in the final code would be launched as was best at a
-# probe, and not, as without us, as is best for the first sizes that it runs at.
+# Inductor's autotuning caches know a kernel by its name: what is found here would be used for some
+# of the final kernels, and the other way round. See ``triton_configs`` for what is kept.
 _SETTINGS = {
     "autotune_local_cache": False,
     "autotune_remote_cache": False,

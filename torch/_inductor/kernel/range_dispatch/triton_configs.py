@@ -33,6 +33,7 @@ from torch._inductor.kernel.range_dispatch import records
 from torch._inductor.kernel.range_dispatch.timing import replayed_milliseconds
 from torch._inductor.kernel.range_dispatch.trace import first_line
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.virtualized import V
 
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ def generate_as_measured(graph: GraphLowering, operations: Iterable[Any]) -> Non
 def as_measured(only: Set[str] | None = None) -> Iterator[None]:
     """Inside, kernels are generated with the configurations that their sources are known with.
 
+    The C++ wrapper, which tunes kernels in ways of its own, gets them as ever.
+
     Args:
         only: Names of operations; kernels that compute others as well are left as they are.
     """
@@ -270,7 +273,8 @@ def as_measured(only: Set[str] | None = None) -> Iterator[None]:
         path: str,
         *others: Any,
     ) -> None:
-        measured = only is None or _operations(nodes) <= only
+        python = not getattr(V.graph, "cpp_wrapper", False)
+        measured = python and (only is None or _operations(nodes) <= only)
         chosen = find(Kernel.of(source, name)) if measured else None
         fixed = None if chosen is None else with_configuration(source, chosen)
         if fixed is not None:

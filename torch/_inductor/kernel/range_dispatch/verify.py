@@ -2,9 +2,10 @@
 
 A tolerance is one number for a dtype. For floating and complex values it is relative, to the
 element or to the root mean square of the output, whichever is larger: elements near zero in a
-sum of large terms are as inexact as the others. For integers it is an absolute difference. A
-float32 output of float16 or bfloat16 tensors is no more exact than those: whether what lies
-between was rounded depends on what was fused.
+sum of large terms are as inexact as the others. So are those in a row or a column of larger values,
+as of a channel with a large scale: there its own root mean square counts. For integers it is an
+absolute difference. A float32 output of float16 or bfloat16 tensors is no more exact than those:
+whether what lies between was rounded depends on what was fused.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def find_mismatch(
         if _surely_close(ours, theirs, allowed * typical):
             continue
         absolute, relative, fits = _compare(ours, theirs, allowed, typical)
-        if not fits:
+        if not fits and not _fits_its_lines(ours, theirs, allowed):
             return Mismatch(i, absolute, relative)
     return None
 
@@ -177,6 +178,33 @@ def _compare(
         absolute = _larger(absolute, float(error.max()))
         relative = _larger(relative, float((error / size).max()))
     return absolute, relative, fits
+
+
+def _fits_its_lines(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> bool:
+    """Whether each error is within ``allowed`` of its element, its row or its column.
+
+    A column are the elements at one place of the last dimension.
+    """
+    if not _inexact(theirs) or theirs.dim() < 2 or not theirs.numel():
+        return False
+    a, b = (tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in (ours, theirs))
+    rows = max(1, _CHUNK // b.shape[1])
+    squares = sum(_finite_squares(part).sum(0) for part in b.split(rows))
+    columns = (squares / b.shape[0]).sqrt()
+    for one, other in zip(a.split(rows), b.split(rows), strict=True):
+        one, other = _wide(one), _wide(other)
+        line = _finite_squares(other).mean(1, keepdim=True).sqrt()
+        error = (one - other).abs()
+        limit = allowed * torch.maximum(other.abs(), torch.maximum(line, columns))
+        same = (one == other) | (one.isnan() & other.isnan())
+        if not bool((same | ((error <= limit) & error.isfinite())).all()):
+            return False
+    return True
+
+
+def _finite_squares(values: torch.Tensor) -> torch.Tensor:
+    sizes = _wide(values).abs()
+    return torch.where(sizes.isfinite(), sizes, torch.zeros_like(sizes)).square()
 
 
 def _inexact(tensor: torch.Tensor) -> bool:
