@@ -4,7 +4,10 @@
 import ast
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -22,6 +25,7 @@ from range_dispatch_common import (
     RangeDispatchTestCase,
     run_and_get_code,
 )
+from range_dispatch_no_device import kernels
 
 import torch
 from torch._inductor.codegen.triton import TritonScheduling
@@ -38,6 +42,7 @@ from torch._inductor.runtime import triton_heuristics
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._inductor.virtualized import V
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+from torch.utils._triton import has_triton_package
 
 
 def kernel(
@@ -285,7 +290,7 @@ class KeptTest(RangeDispatchTestCase):
             object(),  # where a loop ends
             SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: "op2")),
         ]
-        for only, fixed in ((set(), False), ({"op1"}, False), ({"op1", "op2", "op3"}, True)):
+        for only, fixed in ((set(), False), ({"op3"}, False), ({"op1", "op3"}, True)):
             source, _, _ = self.emitted(kernel(), "triton_red_0", nodes, only)
             self.assertEqual(source != kernel(), fixed)
 
@@ -312,6 +317,90 @@ class KeptTest(RangeDispatchTestCase):
             for name in ("op0", "op1", "op2"):
                 graph.codegen(name)
         self.assertEqual([source != kernel() for source in sources], [False, True, True])
+
+
+# Prints, as JSON, the generated code of a graph with a dispatch or an inlined winner, before
+# configurations are known and after.
+NO_DEVICE = """
+import json
+import sys
+
+import range_dispatch_no_device
+import torch
+from range_dispatch_common import config, define_op, force_winners
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
+
+range_dispatch_no_device.pretend()
+inlined, chosen = sys.argv[1] == "True", json.loads(sys.argv[2])
+config.use_records, config.remeasure_margin = False, 0.0
+op = define_op("no_device", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
+
+
+def short(x, w):
+    return x * w + 1.0
+
+
+def long(x, w):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w
+
+
+register_custom_op_autotuning(
+    op,
+    configs=[CustomOpConfig(short), CustomOpConfig(long)],
+    dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
+    split_points=[64],
+)
+
+
+def generated():
+    winners = force_winners(lambda n: "short" if n <= 64 and not inlined else "long")
+    with winners, torch.no_grad():
+        return range_dispatch_no_device.generated(
+            lambda x, w: torch.relu(op(x * 2, w)), [(32, 8192), (8192,)], torch.bfloat16
+        )
+
+
+before = generated()
+for name, source in range_dispatch_no_device.kernels(before).items():
+    known = Kernel.of(source, name)
+    # As of a module that was made for other sizes.
+    hints = tuple((dim, 4 * elements) for dim, elements in known.hints)
+    keep(Kernel(known.digest, hints), chosen["R0_BLOCK" in source])
+print(json.dumps([before, generated()]))
+"""
+
+
+@unittest.skipUnless(has_triton_package(), "needs Triton")
+class NoDeviceTest(RangeDispatchTestCase):
+    """What is generated for a GPU; there need not be one."""
+
+    @parametrize("inlined", [False, True])
+    def test_kernels_get_what_was_measured(self, inlined):
+        looped = {"XBLOCK": 1, "R0_BLOCK": 1024, "num_warps": 8, "num_stages": 1}
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, "-c", NO_DEVICE, str(inlined), json.dumps([CHOSEN, looped])],
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+            )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        before, after = json.loads(done.stdout.splitlines()[-1])
+        self.assertEqual(predicates(before), [] if inlined else [64])
+        self.assertNotIn("fixed_config", before)
+        found = [decorator(source) for source in kernels(after).values()]
+        self.assertEqual({name for name, _ in found}, {"fixed_config"})
+        configurations = [ast.literal_eval(arguments["config"]) for _, arguments in found]
+        self.assertEqual(configurations, [looped] if inlined else [CHOSEN, looped])
+        # Nothing else is generated otherwise.
+        heuristic = re.compile(r"@triton_heuristics\.\w+\(.*?\n\)\n|# kernel path.*", re.DOTALL)
+        lines = [
+            [line.strip() for line in heuristic.sub("", code).splitlines() if line.strip()]
+            for code in (before, after)
+        ]
+        self.assertEqual(*lines)
 
 
 @unittest.skipUnless(HAS_GPU, "needs a GPU")
@@ -389,6 +478,7 @@ class DeviceTest(RangeDispatchTestCase):
 
 instantiate_parametrized_tests(SourceTest)
 instantiate_parametrized_tests(KeptTest)
+instantiate_parametrized_tests(NoDeviceTest)
 instantiate_parametrized_tests(DeviceTest)
 
 

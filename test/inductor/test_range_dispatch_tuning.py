@@ -17,6 +17,7 @@ import unittest
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import sympy
@@ -1108,6 +1109,34 @@ class TimingTest(TuningTestCase):
         self.assertEqual(on_gpu, Measurement("a", 4.0, 1.0, method="events"))
         for summary in (row._cpu_summary, row._gpu_summary):
             self.assertEqual(summary("a", [3.0], "x"), Measurement("a", 3.0, method="x"))
+
+    @parametrize(
+        "once,replayed,expected",
+        [
+            (0.2, 0.005, [2, 100]),  # launched for longer than it takes
+            (0.2, 0.05, [2, 10]),
+            (0.02, 0.005, [25]),  # enough calls in any case
+            (0.3, 0.3, [1]),
+            (5.0, 5.0, [1]),
+        ],
+    )
+    def test_enough_calls_are_captured(self, once, replayed, expected):
+        captured = []
+
+        def capture(run, side, calls):
+            captured.append(calls)
+            return SimpleNamespace(calls=calls)
+
+        with (
+            mock.patch.object(timing, "_captured", capture),
+            mock.patch.object(timing, "_between_events", lambda run: once),
+            mock.patch.object(timing, "_replayed", lambda graph: graph.calls * replayed),
+            mock.patch.object(timing, "_waiting_is_an_error", contextlib.nullcontext),
+            mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+            mock.patch.object(torch.cuda, "current_stream", mock.MagicMock()),
+        ):
+            graph, calls = timing._capture(lambda: None, mock.MagicMock(), 0.5)
+        self.assertEqual((captured, graph.calls, calls), (expected, expected[-1], expected[-1]))
 
     def test_a_cpu_timing_is_the_median_of_its_calls(self):
         durations = iter([0.03, 0.001, 0.002])

@@ -6,10 +6,11 @@ than the kernel, it is the host that is timed. Of three tunings of a split-K mat
 got a configuration that took 47 us at 1024 rows, the others one that took 9. So in benchmark
 modules configurations are timed as candidates are, by replaying a CUDA graph.
 
-What runs in the end, in a branch or inlined, has kernels of the same source as the module that was
-measured, but for their names and the sizes that they are hinted to be for. They are generated with
-the configuration that was found, so that what runs is what was measured, whatever size comes
-first, and no call has to tune them.
+What runs in the end, in a branch or inlined, often has kernels of the same source as the module
+that was measured, but for their names and the sizes that they are hinted to be for. Those are
+generated with the configuration that was found: what runs is what was measured, whatever size comes
+first, and no call has to tune it. A kernel that came out otherwise, as one that reads what is
+computed around the op, is tuned at its first call as ever.
 """
 
 from __future__ import annotations
@@ -230,10 +231,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def generate_as_measured(graph: GraphLowering, operations: Iterable[Any]) -> None:
-    """Have the kernels of these operations of ``graph`` generated as they were measured.
-
-    A kernel that computes others as well is not one that was measured.
-    """
+    """Have the kernels that compute any of these in ``graph`` generated as they were measured."""
     names = {operation.get_operation_name() for operation in operations}
     known: set[str] | None = vars(graph).get("range_dispatch_measured")
     if known is not None:
@@ -256,7 +254,8 @@ def as_measured(only: Set[str] | None = None) -> Iterator[None]:
     The C++ wrapper, which tunes kernels in ways of its own, gets them as ever.
 
     Args:
-        only: Names of operations; kernels that compute others as well are left as they are.
+        only: Names of operations; kernels that compute none of them are left as they are. With
+            what fuses with them, kernels are those that were measured if their sources say so.
     """
     from torch._inductor.codegen.triton import TritonScheduling
 
@@ -274,7 +273,7 @@ def as_measured(only: Set[str] | None = None) -> Iterator[None]:
         *others: Any,
     ) -> None:
         python = not getattr(V.graph, "cpp_wrapper", False)
-        measured = python and (only is None or _operations(nodes) <= only)
+        measured = python and (only is None or not only.isdisjoint(_operations(nodes)))
         chosen = find(Kernel.of(source, name)) if measured else None
         fixed = None if chosen is None else with_configuration(source, chosen)
         if fixed is not None:
