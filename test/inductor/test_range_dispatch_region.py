@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 from range_dispatch_common import (
+    config,
     DEVICES,
     final_code,
     force_winners,
@@ -20,6 +21,7 @@ import torch
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import tuner
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -158,6 +160,15 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
 }
 
 
+# What is measured of these is not all that there is.
+NOT_ALL_MEASURED = {
+    "consumer_with_a_later_input",
+    "consumer_with_a_later_matmul",
+    "rotation",
+    "two_ops_in_a_chain",
+}
+
+
 # Kernels of these differ from those of one implementation: the view is there twice.
 VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "view_of_the_result_read_inside_and_outside": (
@@ -192,6 +203,22 @@ def kernels(lines: str) -> list[str]:
     """The kernels that are called, without their numbers, and without the name of the op."""
     called = [a or b for a, b in _CALL.findall(lines)]
     return sorted(re.sub(r"_region_[a-z]+(?=_|$)", "", name) for name in called)
+
+
+def without_names(code: str) -> list[str]:
+    """The lines of generated code without what things are called in it."""
+    code = re.sub(r"\b(?:cpp_fused|triton_[a-z]+_fused)\w*", "kernel", code)
+    lines = (line.partition("#")[0].rstrip() for line in code.splitlines())
+    text = "\n".join(line for line in lines if line)
+    seen: dict[str, str] = {}
+    text = re.sub(r"\bbuf\d+", lambda m: seen.setdefault(m.group(), f"buf_{len(seen)}"), text)
+    return text.splitlines()
+
+
+def bodies(code: str) -> list[str]:
+    """The kernels in generated code, in no order."""
+    found = re.findall(r"(?:async_compile\.\w+\(.*?|^)\'\'\'(.*?)\'\'\'", code, re.DOTALL)
+    return sorted("\n".join(without_names(body)) for body in found)
 
 
 def without_producers(names: list[str]) -> list[str]:
@@ -278,6 +305,34 @@ class KernelsTest(RegionTestCase):
             if name == "view_used_inside_and_outside":
                 found, wanted = without_producers(found), without_producers(wanted)
             self.assertEqual(found, wanted)
+
+    @parametrize("device", DEVICES)
+    @parametrize("name", list(GRAPHS))
+    def test_one_winner_is_as_written_in_place(self, name, device):
+        """All of the code, and what is measured of it, is what a compile of the winner gives."""
+        op, graph = GRAPHS[name]
+        args = inputs(20, device)
+        winner, _ = self.register(op)
+        measured = []
+
+        def measure(bench, contenders, point):
+            for contender in contenders:
+                if contender.candidate.label == winner.__name__:
+                    measured.append(bodies(tuner.generate(bench, contender, point).code))
+            labels = [contender.candidate.label for contender in contenders]
+            return [Measurement(name, 1.0 if name == winner.__name__ else 2.0) for name in labels]
+
+        with codegen_only():
+            alone = torch.compile(lambda *a: graph(winner, *a), fullgraph=True)
+            expected = final_code(alone, *args)
+            for _ in range(2):  # that the op itself was lowered before makes no difference
+                torch._dynamo.reset()
+                with mock.patch.object(tuner, "measure", measure), config.patch(use_records=False):
+                    compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+                    code = final_code(compiled, *args)
+                self.assertEqual(without_names(code), without_names(expected))
+        if name not in NOT_ALL_MEASURED:
+            self.assertIn(bodies(code), measured)
 
 
 class ResultsTest(RegionTestCase):

@@ -2,6 +2,7 @@
 """Triton's configurations are timed by replay, and what was measured with them runs with them."""
 
 import ast
+import contextlib
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +32,7 @@ from range_dispatch_no_device import kernels
 import torch
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import triton_configs
+from torch._inductor.kernel.range_dispatch import timing, triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import (
     find,
     forget,
@@ -142,6 +144,41 @@ class SourceTest(RangeDispatchTestCase):
     def test_other_kernels_stay_as_they_are(self, other):
         self.assertIsNone(with_configuration(kernel(**other), CHOSEN))
 
+    @parametrize(
+        "chosen, left",
+        [
+            ({"XBLOCK": 1, "R0_BLOCK": 2048}, []),
+            ({"XBLOCK": 1, "R0_BLOCK": 1024}, []),
+            ({"XBLOCK": 1, "R0_BLOCK": 4096}, ["r0_mask"]),
+            ({"XBLOCK": 2, "R0_BLOCK": 2048}, ["xmask"]),
+            ({"XBLOCK": 8, "R0_BLOCK": 512, "RSPLIT": 1}, ["xmask"]),
+            ({"num_warps": 4}, ["xmask", "r0_mask"]),
+        ],
+        name_fn=lambda chosen, left: "_".join(map(str, chosen.values())),
+    )
+    def test_masks_that_are_true_throughout(self, chosen, left):
+        """Of a row in each program, and of a size that the blocks fill."""
+        body = """
+            r0_numel = 6144
+            xmask = xindex < xnumel
+            for r0_offset in tl.range(0, r0_numel, R0_BLOCK):
+                r0_mask = r0_index < r0_numel
+                tmp0 = tl.load(in_ptr0 + r0_index, r0_mask & xmask, other=0.0)
+                tmp1 = ymask = yindex < ynumel
+        """
+        body = textwrap.indent(textwrap.dedent(body), "    ")
+        found = triton_configs._without_masks(body, chosen)
+        masks = re.findall(r"(\w+mask) = (\w+) < \w+numel", found)
+        self.assertEqual([mask for mask, _ in masks], [*left, "ymask"])
+        changed = [b for a, b in zip(body.splitlines(), found.splitlines(), strict=True) if a != b]
+        for line in changed:
+            self.assertRegex(line, r"^ +(x|r0_)mask = tl.full\(\1index.shape, True, tl.int1\)$")
+        self.assertEqual(len(changed), 2 - len(left))
+
+    def test_a_size_that_is_not_known_keeps_its_mask(self):
+        body = "    r0_mask = r0_index < r0_numel\n"
+        self.assertEqual(triton_configs._without_masks(body, {"R0_BLOCK": 8}), body)
+
     def test_what_is_replaced_is_there(self):
         """All that is PyTorch's own and not public, on every release."""
         parameters = inspect.signature(TritonScheduling._emit_kernel_to_wrapper).parameters
@@ -159,7 +196,9 @@ class SourceTest(RangeDispatchTestCase):
             ],
         )
         self.assertIn("launcher", inspect.signature(CachingAutotuner.bench).parameters)
-        self.assertTrue(callable(triton_heuristics.benchmarker.benchmark))
+        self.assertIs(triton_heuristics.benchmarker, timing.benchmarker)
+        given = inspect.signature(timing.benchmarker.benchmark).parameters
+        self.assertEqual(list(given)[:4], ["fn", "fn_args", "fn_kwargs", "device"])
         fixed = inspect.signature(triton_heuristics.fixed_config).parameters
         self.assertEqual(list(fixed), ["config", "filename", "triton_meta", "inductor_meta"])
 
@@ -250,6 +289,73 @@ class KeptTest(RangeDispatchTestCase):
         triton_configs._remember(lost)
         self.assertIsNone(find(Kernel.of(kernel("other"), "other")))
 
+    def several(self, times):
+        """A kernel that chose the first of some configurations, with times by rows."""
+        tuned = self.tuned()
+        chosen = tuned.launchers[0].config
+
+        class Chosen(CachingAutotuner):
+            def __init__(self):
+                vars(self).update(vars(tuned))
+                self.triton_meta = {"signature": {"out": "*fp32", "xnumel": "i32", "XBLOCK": ""}}
+                others = [{**vars(chosen), "kwargs": {"XBLOCK": block}} for block in times]
+                tried = [SimpleNamespace(config=SimpleNamespace(**other)) for other in others]
+                self.launchers = tried[:1]
+                vars(self)[triton_configs._TRIED] = tried
+
+            def bench(self, launcher, *args, **kwargs):
+                if kwargs:
+                    raise AssertionError(f"launched with {kwargs}")
+                return times[launcher.config.kwargs["XBLOCK"]][args[1]]
+
+        return Chosen()
+
+    def choose_again(self, kernel, rows, own):
+        """Call it with some numbers of rows; those that it ran with."""
+        ran = []
+        stock = mock.patch.object(CachingAutotuner, "run", lambda self, *a, stream: ran.append(a))
+        with stock:
+            stub = CachingAutotuner.run
+            calls = [lambda n=n: kernel.run("out", n, stream=7) for n in rows]
+            triton_configs.choose_again(torch.device("cpu"), calls, own)
+            self.assertIs(CachingAutotuner.run, stub)
+        return [n for _, n in ran]
+
+    @parametrize("own", [False, True])
+    def test_the_best_over_all_sizes(self, own):
+        """Each size counts alike: not the one that takes longest."""
+        times = {1: {16: 1.5, 100: 1.2, 4096: 2.0}, 8: {16: 1.0, 100: 1.0, 4096: 2.5}}
+        kernel = self.several(times)
+        self.assertEqual(self.choose_again(kernel, (16, 100, 4096), own), [16, 100, 4096])
+        self.assertEqual([found.config.kwargs for found in kernel.launchers], [{"XBLOCK": 8}])
+        kept = json.loads((self.folder / f"{SOME.digest}.json").read_text())
+        sizes = {"x=16", "x=128", "x=4096"}
+        self.assertEqual(set(kept), sizes | ({str(SOME)} if own else set()))
+        self.assertEqual({k["XBLOCK"] for k in kept.values()}, {8})
+
+    def test_one_size_of_its_own(self):
+        times = {1: {16: 1.5, 4096: 2.0}, 8: {16: 1.0, 4096: 2.5}}
+        for rows, best in ((16, 8), (4096, 1)):
+            self.choose_again(self.several(times), [rows], own=False)
+            self.assertEqual(find(Kernel(SOME.digest, (("x", rows),)))["XBLOCK"], best)
+
+    def test_what_spills_everywhere_is_not_chosen(self):
+        times = {1: {16: float("inf")}, 8: {16: 1.0}}
+        kernel = self.several(times)
+        self.choose_again(kernel, [16], own=False)
+        self.assertEqual(kernel.launchers[0].config.kwargs, {"XBLOCK": 8})
+
+    def test_a_kernel_that_did_not_choose_is_only_run(self):
+        kernel = self.several({1: {}})
+        self.assertEqual(self.choose_again(kernel, [16], own=True), [16])
+        self.assertFalse(self.folder.exists())
+
+    def test_which_modules_have_chosen(self):
+        for count in (1, 2):
+            scope = {"kernel": self.several({2**i: {} for i in range(count)}), "other": 1}
+            exec("def call(args): pass", scope)
+            self.assertEqual(triton_configs.has_chosen(scope["call"]), count == 2)
+
     def emitted(self, source, name, nodes=(), only=None):
         """Source and path of a kernel that is emitted while a branch is generated."""
         found = []
@@ -286,16 +392,16 @@ class KeptTest(RangeDispatchTestCase):
     def test_around_an_inlined_winner_kernels_are_tuned_as_ever(self):
         keep(SOME, CHOSEN)
         nodes = [
-            SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: "op1")),
+            SimpleNamespace(node=SimpleNamespace(origins={"op1"})),
             object(),  # where a loop ends
-            SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: "op2")),
+            SimpleNamespace(node=SimpleNamespace(origins={"op2", "op4"})),
         ]
         for only, fixed in ((set(), False), ({"op3"}, False), ({"op1", "op3"}, True)):
             source, _, _ = self.emitted(kernel(), "triton_red_0", nodes, only)
             self.assertEqual(source != kernel(), fixed)
 
     def test_an_inlined_winner_is_generated_as_measured(self):
-        """Each operation that was inlined, of all winners of a graph."""
+        """Whatever computes something that was inlined, of all winners of a graph."""
         keep(SOME, CHOSEN)
         sources = []
 
@@ -304,19 +410,76 @@ class KeptTest(RangeDispatchTestCase):
 
         class Graph:
             def codegen(self, name):
-                node = SimpleNamespace(node=SimpleNamespace(get_operation_name=lambda: name))
+                node = SimpleNamespace(node=SimpleNamespace(origins={name, "another"}))
                 TritonScheduling._emit_kernel_to_wrapper(
                     None, None, None, kernel(), "triton_red_0", "triton_red_0", [node], "path"
                 )
 
         graph = Graph()
         for name in ("op1", "op2"):
-            operation = SimpleNamespace(get_operation_name=lambda name=name: name)
-            triton_configs.generate_as_measured(graph, [operation])
+            triton_configs.generate_as_measured(graph, [name])
         with mock.patch.object(TritonScheduling, "_emit_kernel_to_wrapper", emit):
             for name in ("op0", "op1", "op2"):
                 graph.codegen(name)
         self.assertEqual([source != kernel() for source in sources], [False, True, True])
+
+
+class ReplayedTest(RangeDispatchTestCase):
+    """Which of Inductor's benchmarks are replayed; there is nothing here to replay them on."""
+
+    def setUp(self):
+        super().setUp()
+        for name in ("replayed_milliseconds", "aside"):
+            patch = mock.patch.object(timing, name)
+            setattr(self, name, patch.start())
+            self.addCleanup(patch.stop)
+        self.replayed_milliseconds.side_effect = lambda run: 1000.0 + run()
+
+    def benchmark(self, *args):
+        return timing.benchmarker.benchmark(lambda *args, **kwargs: 7.0, *args, device="cpu")
+
+    def test_what_can_be_is(self):
+        before = timing.benchmarker.benchmark
+        with timing.benchmarks_replayed():
+            self.assertEqual(self.benchmark(), 1007.0)
+            with timing.benchmarks_replayed():
+                self.assertEqual(self.benchmark((), {}), 1007.0)
+            self.assertEqual(self.benchmark(("no tensor",), {}), 1007.0)
+        self.assertEqual(timing.benchmarker.benchmark, before)
+        self.assertNotIn("benchmark", vars(timing.benchmarker))
+        self.assertLess(self.benchmark(), 1000.0)
+
+    def test_on_a_cpu_nothing_is(self):
+        with timing.benchmarks_replayed():
+            self.assertLess(self.benchmark((torch.ones(1),), {}), 1000.0)
+            self.assertLess(self.benchmark((), {"out": torch.ones(1)}), 1000.0)
+        self.replayed_milliseconds.assert_not_called()
+
+    def test_what_cannot_be_is_timed_as_ever(self):
+        self.replayed_milliseconds.side_effect = RuntimeError("not captured")
+        with timing.benchmarks_replayed():
+            self.assertLess(self.benchmark(), 1000.0)
+        self.replayed_milliseconds.assert_called_once()
+
+    @parametrize(
+        "settings, there",
+        [
+            ({}, True),
+            ({"max_autotune": True}, True),
+            ({"max_autotune_gemm": True}, True),
+            ({"benchmark_fusion": True}, True),
+            ({"max_autotune": True}, False),
+        ],
+        name_fn=lambda settings, there: "_".join([*settings, str(there)]),
+    )
+    def test_where_inductor_chooses(self, settings, there):
+        cuda = mock.patch.multiple(
+            torch.cuda, is_initialized=lambda: there, is_current_stream_capturing=lambda: False
+        )
+        off = dict.fromkeys(("max_autotune", "max_autotune_gemm", "benchmark_fusion"), False)
+        with cuda, inductor_config.patch({**off, **settings}), timing.templates_replayed():
+            self.assertEqual("benchmark" in vars(timing.benchmarker), bool(settings) and there)
+            self.assertEqual(self.aside.called, bool(settings) and there)
 
 
 # Prints, as JSON, the generated code of a graph with a dispatch or an inlined winner, before
@@ -454,6 +617,47 @@ class DeviceTest(RangeDispatchTestCase):
                 self.check(compiled, lambda x: x * 2.0 + 1.0, x)
             self.assertEqual(len(tuned), len(measured))
 
+    @parametrize("dispatched", [False, True])
+    def test_templates_are_timed_by_replay_device_cuda(self, dispatched):
+        """Of matmuls in benchmark modules and in branches, and whether they fuse."""
+        from torch._inductor.runtime.benchmarking import Benchmarker
+
+        settings = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+        op = define_op("chosen_mm", torch.mm, schema="(Tensor x, Tensor w) -> Tensor")
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(torch.mm, config_patches=settings)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 512},
+            split_points=[64],
+            include_fallback=False,
+        )
+        replayed = []
+        replay = timing.replayed_milliseconds
+
+        def counted(run):
+            replayed.append(replay(run))
+            return replayed[-1]
+
+        launched = mock.patch.object(
+            Benchmarker, "benchmark", side_effect=AssertionError("timed by launching")
+        )
+        compiled = torch.compile(lambda x, w: torch.relu(op(x, w)), dynamic=True)
+        w = torch.randn(256, 256, device=GPU_TYPE, dtype=torch.bfloat16)
+        torch._dynamo.mark_static(w)
+        with (
+            config.patch(force_no_merge=dispatched, force_decomposition=True),
+            inductor_config.patch(autotune_local_cache=False, fx_graph_cache=False),
+            mock.patch.object(timing, "replayed_milliseconds", counted),
+            # What is inlined, Inductor may fuse with what is around it.
+            launched if dispatched else contextlib.nullcontext(),
+        ):
+            for rows in (32, 64, 65, 500):
+                x = torch.randn(rows, 256, device=GPU_TYPE, dtype=torch.bfloat16)
+                found, expected = compiled(x, w), torch.relu(x.float() @ w.float())
+                torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=0.2)
+        self.assertGreater(len(replayed), 2)
+        self.assertTrue(all(0 < milliseconds < 5 for milliseconds in replayed), replayed)
+
     def test_a_kernel_that_cannot_be_captured_is_timed_as_ever_device_cuda(self):
         def refuse(*args):
             raise RuntimeError("not captured")
@@ -467,7 +671,7 @@ class DeviceTest(RangeDispatchTestCase):
 
         with (
             config.patch(force_decomposition=True),
-            mock.patch.object(triton_configs, "replayed_milliseconds", refuse),
+            mock.patch.object(timing, "replayed_milliseconds", refuse),
             mock.patch.object(CachingAutotuner, "bench", counted),
         ):
             x = torch.randn(32, 1024, device=GPU_TYPE)
@@ -479,6 +683,7 @@ class DeviceTest(RangeDispatchTestCase):
 instantiate_parametrized_tests(SourceTest)
 instantiate_parametrized_tests(KeptTest)
 instantiate_parametrized_tests(NoDeviceTest)
+instantiate_parametrized_tests(ReplayedTest)
 instantiate_parametrized_tests(DeviceTest)
 
 

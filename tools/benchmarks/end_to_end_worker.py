@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import fcntl
 import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import measuring
 from end_to_end_workloads import Choice, make_tensors, Workload, WORKLOADS
+from in_turn import patched, tune_in_turn
 from workers import reason, Reply, serve
 
 import torch
@@ -234,52 +234,6 @@ def tuning(practice: bool) -> Any:
 
             stack.enter_context(config.patch(use_records=False))  # type: ignore[attr-defined]
         yield
-
-
-def tune_in_turn(lock: Path) -> None:
-    """Have one process at a time measure what to run, while the others compile.
-
-    Two processes that measure at once choose by chance: a loss over a large vocabulary got kernels
-    that took 14 us in one run of this benchmark, and 18 us in the next.
-    """
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    file = lock.open("a")
-    depth = 0
-
-    @contextlib.contextmanager
-    def alone() -> Iterator[None]:
-        nonlocal depth
-        if not depth:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        depth += 1
-        try:
-            yield
-        finally:
-            depth -= 1
-            if not depth:
-                fcntl.flock(file, fcntl.LOCK_UN)
-
-    def in_turn(owner: Any, name: str) -> None:
-        measure = getattr(owner, name)
-
-        def measure_alone(*args: Any, **kwargs: Any) -> Any:
-            with alone():
-                return measure(*args, **kwargs)
-
-        setattr(owner, name, measure_alone)
-
-    in_turn(CachingAutotuner, "benchmark_all_configs")
-    if patched():
-        from torch._inductor.kernel.range_dispatch.row import Row
-
-        in_turn(Row, "measure")
-
-
-def patched() -> bool:
-    """Whether this process has the patch, not stock."""
-    return hasattr(custom_op, "unregister_custom_op_autotuning")
 
 
 def main() -> None:

@@ -53,13 +53,22 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def call_times(
     functions: Mapping[str, Call], calls: int, rounds: int, batches: int = 1
 ) -> dict[str, Time]:
-    """Wall time of a call, which on a GPU is the host's: nothing waits for the device in between.
+    """Wall time of a call: the least of its ``call_rounds``."""
+    found = call_rounds(functions, calls, rounds, batches)
+    return {name: least(times) for name, times in found.items()}
+
+
+def call_rounds(
+    functions: Mapping[str, Call], calls: int, rounds: int, batches: int = 1
+) -> dict[str, list[float]]:
+    """Wall times of a call in microseconds, which on a GPU are the host's: nothing waits for the
+    device in between. One for each round, in which all functions take turns.
 
     Args:
         functions: What is compared. Each has been called before.
         calls: Calls timed together; their mean is one time.
-        rounds: Each function is timed once in a round. The least of the rounds' medians counts.
-        batches: Times taken of a function in a round.
+        rounds: How many there are.
+        batches: Times taken of a function in a round, of which the median counts.
     """
     medians: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
@@ -72,7 +81,7 @@ def call_times(
                 times.append((time.perf_counter() - started) / calls * 1e6)
             medians[name].append(statistics.median(times))
             synchronize()
-    return {name: _least(times) for name, times in medians.items()}
+    return medians
 
 
 def budgeted_call_times(functions: Mapping[str, Call], seconds: float) -> dict[str, Time]:
@@ -178,7 +187,7 @@ def _in_turn(names: Sequence[str], turn: int) -> list[str]:
     return order
 
 
-def _least(times: Sequence[float]) -> Time:
+def least(times: Sequence[float]) -> Time:
     least = min(times)
     return Time(least, statistics.median(times) / least - 1)
 

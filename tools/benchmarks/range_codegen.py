@@ -32,7 +32,7 @@ from workers import at_the_same_time, Lost, Reply, serve, Worker
 
 
 CASES = ("softmax", "softmax_columns", "rms_norm", "attention", "matmul")
-# This one tunes on the GPU while it compiles: the others must be done by then.
+# This one tunes on the GPU for longer than it compiles: it comes last, with all cores.
 TUNES = "matmul"
 RIVALS = ("ours", "dynamic", "static")
 
@@ -147,12 +147,14 @@ class Session:
     """A worker: one case, compiled for all sizes."""
 
     def handle(self, request: Reply) -> Reply:
+        import in_turn
         import range_codegen_cases
 
         import torch
 
         with torch.no_grad():
             if request.pop("do") == "prepare":
+                in_turn.tune_in_turn(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "tuning.lock")
                 self.case = range_codegen_cases.Prepared(request["device"], request["form"])
                 return self.case.prepare(request["case"], request["sizes"], request["seconds"])
             return self.case.measure(request["size"])

@@ -41,8 +41,10 @@ from torch._inductor.kernel.range_dispatch import (
     one_kernel,
     region,
     report,
+    tuner,
 )
 from torch._inductor.kernel.range_dispatch.as_generated import Branches, Ranking
+from torch._inductor.kernel.range_dispatch.benchmark_module import BenchmarkModule
 from torch._inductor.kernel.range_dispatch.call import (
     bind,
     BoundCall,
@@ -379,6 +381,7 @@ def _normal_lowering(call: BoundCall) -> Any:
 def _install(registration: Registration) -> None:
     _registrations[registration.op] = registration
     compat.install_lowering(registration.op, _lowering_of(registration))
+    compat.leave_operands_unrealized(registration.op)
     fingerprint.publish(_registrations.values())
 
 
@@ -391,6 +394,8 @@ def _lowering_of(registration: Registration) -> Callable[..., Any]:
                 log, "%s is lowered as if it were not registered: %s", registration.op, str(reason)
             )
             return None
+        finally:
+            compat.leave_operands_unrealized(registration.op)
 
     return lower
 
@@ -506,6 +511,7 @@ def _tune_ranges(
     probes = {r: _probes(registration, contest.bench.call, size, r) for r in ranges}
     results = contest.tune(ranges, probes.__getitem__, size)
     chosen = _merge([(r.range, contest.by_label[r.winner]) for r in results], Candidate.same_as)
+    contest.choose_configurations(chosen, probes)
     where = f"{registration.dispatch_on.tensor_name}.shape[{dim}]"  # type: ignore[union-attr]
     plan = contest.plan(where, str(size), results, chosen)
     points = [(result.winner, point) for result in results for point in probes[result.range]]
@@ -833,6 +839,8 @@ class _Contest:
     started: float
     # Branches that are generated as for all sizes, with the sizes that such code is made for.
     general: dict[tuple[str, Range], Point] = field(default_factory=dict)
+    # Of branches that were measured as they will be generated: the modules.
+    made: dict[tuple[str, Range], BenchmarkModule] = field(default_factory=dict)
 
     @property
     def by_label(self) -> dict[str, Candidate]:
@@ -912,6 +920,23 @@ class _Contest:
         log.info("%s: faster with these left outside of its branches: %s", self.call.op, names)
         return fewer
 
+    def choose_configurations(
+        self, chosen: Sequence[tuple[Range, Candidate]], probes: Mapping[Range, Sequence[Point]]
+    ) -> None:
+        """Tune the kernels of each winner that was measured for the sizes that it is to run at."""
+        middle = grid.middle_first([point for at in probes.values() for point in at])[:1]
+        for range, winner in chosen:
+            points = [p for part, at in probes.items() if range.contains(part.start) for p in at]
+            module = self.made.get((winner.label, range))
+            tuned_at = points[:1] if module is not None else middle
+            contenders = [c for c in self.contenders if c.candidate.label == winner.label]
+            if module is None and contenders and points:
+                module = contenders[0].module_at(points[0])
+            if module is None or not all(map(module.serves, points)) or points == tuned_at:
+                continue
+            own = len(chosen) == 1 or (winner.label, range) in self.general
+            tuner.choose_configurations(self.bench, module, points, own)
+
     def drop_untraceable(self, contenders: Sequence[Contender]) -> bool:
         """Trace ``contenders``; those that can't be are out, with the reason. Whether any was."""
         dropped = False
@@ -945,6 +970,8 @@ class _Contest:
             found, winners = ranking.choose_again(winners)
             self.general.clear()
             self.general.update(ranking.for_all_sizes(winners))
+            self.made.clear()
+            self.made.update(ranking.modules(winners))
         results = []
         for range, of_range, winner in zip(ranges, found, winners, strict=True):
             log.info("%s %s: %s", self.call.op, range, winner)
@@ -1026,19 +1053,34 @@ class _Contest:
             op = self.call.op
             known = op in lowering.lowerings and op not in lowering.fallbacks
             return None if known else _normal_lowering(self.alone)
-        outputs = dispatch.inline(
-            self.graph_alone(winner),
-            region.given(self.alone),
-            self.registration.name,
-            winner.config_patches,
-        )
-        return self.ref.pack(outputs)
+        graph, operands = self.graph_alone(winner), region.given(self.alone)
+        if not winner.config_patches and region.made_together(
+            self._graph(winner), graph, self.call
+        ):
+            return self._inline_with_consumers(winner)
+        inputs = graph.graph.find_nodes(op="placeholder")
+        for operand, node in zip(operands, inputs, strict=True):
+            # As the graph around does with a value that it computes for several nodes.
+            if isinstance(operand, ir.TensorBox) and len(node.users) > 1:
+                operand.mark_reuse(len(node.users))
+        name = self.registration.name
+        return self.ref.pack(dispatch.inline(graph, operands, name, winner.config_patches))
+
+    def _inline_with_consumers(self, winner: Candidate) -> Any:
+        call = region.lowered(self.call)
+        assert isinstance(call, region.RegionCall)
+        graph = trace(winner, call, self.ref, fake_operands(call))
+        results = dispatch.inline(graph, region.given(call), self.registration.name, {})
+        return region.settle(call, results)
+
+    def _graph(self, winner: Candidate) -> torch.fx.GraphModule:
+        """The trace of ``winner`` with its neighbours."""
+        return next(c.graph for c in self.contenders if c.candidate.same_as(winner))
 
     def graph_alone(self, winner: Candidate) -> torch.fx.GraphModule:
         """The trace of ``winner`` over the operands of the call, without its neighbours."""
         if self.bench.call is self.alone:
-            (graph,) = (c.graph for c in self.contenders if c.candidate.same_as(winner))
-            return graph
+            return self._graph(winner)
         return trace(winner, self.alone, self.ref, fake_operands(self.alone))
 
     def choice(self, winner: Candidate, result: Any) -> AutotuneChoice:

@@ -169,6 +169,14 @@ class Ranking:
             log.info("%s: as for all sizes: %s", self._op, slower)
         return dict.fromkeys(slower, self._middle)
 
+    def modules(self, winners: Sequence[str]) -> dict[Cell, BenchmarkModule]:
+        """Of winners that were generated for their branches and run like that: their modules."""
+        general = self.for_all_sizes(winners)
+        starts = [range.start for range in self.branches.ranges]
+        cells = [(winners[starts.index(b.start)], b) for b in self.branches.merge(winners)]
+        found = ((cell, self._modules.get(cell)) for cell in cells if cell not in general)
+        return {cell: module for cell, module in found if module is not None}
+
     @property
     def _middle(self) -> Point:
         """What code for all sizes is made for."""

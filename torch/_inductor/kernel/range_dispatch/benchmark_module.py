@@ -34,6 +34,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
     Known,
     SizesAsTraced,
 )
+from torch._inductor.kernel.range_dispatch.timing import templates_replayed
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -242,6 +243,7 @@ def generate_for_benchmark(
             V.set_graph_handler(lowering),
             inductor_config.patch(settings),
             _sums_of_a_branch(known),
+            templates_replayed(),
         ):
             lowering.run(*world.operands)
             compat.attach_config_patches(lowering.operations, config_patches)

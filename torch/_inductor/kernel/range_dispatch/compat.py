@@ -55,6 +55,7 @@ def attempted_guard(error: BaseException) -> str | None:
 
 _active = threading.local()
 _wrapped: dict[OpOverload, Any] = {}
+_hinted: set[OpOverload] = set()
 
 
 def install_lowering(op: OpOverload, lower: Callable[..., Any]) -> None:
@@ -114,8 +115,22 @@ def has_lowering(op: OpOverload) -> bool:
     return op in getattr(lowering, "user_lowerings", _wrapped)
 
 
+def leave_operands_unrealized(op: OpOverload) -> None:
+    """Undo a hint that Inductor gives for an op that it has made a call of: to realize its inputs.
+
+    The op itself is such a call, in the module that it is measured in. From then on what a
+    registered op and something else read would be in memory before the op is dispatched.
+    """
+    if not is_builtin(op) and op in lowering.needs_realized_inputs:
+        lowering.needs_realized_inputs.discard(op)
+        _hinted.add(op)
+
+
 def remove_lowering(op: OpOverload) -> None:
     """Undo ``install_lowering``; nothing happens where nothing was installed."""
+    if op in _hinted:
+        _hinted.discard(op)
+        lowering.needs_realized_inputs.add(op)
     if hasattr(lowering, "user_lowerings"):
         lowering.user_lowerings.pop(op, None)
     elif op in _wrapped:
@@ -387,6 +402,7 @@ DIFFERENCES = (
             "has_lowering",
             "being_lowered",
             "lowered_normally",
+            "leave_operands_unrealized",
             "unknown_generator_is_passed_over",
         ),
     ),

@@ -18,10 +18,11 @@ from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.kernel.range_dispatch.sizes import Known
+from torch._inductor.kernel.range_dispatch.timing import templates_replayed
 from torch._inductor.kernel.range_dispatch.triton_configs import generate_as_measured
 from torch._inductor.lowering import validate_ir
 from torch._inductor.virtualized import V
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 
 log = logging.getLogger(__name__)
@@ -132,14 +133,36 @@ def inline(
 ) -> tuple[Any, ...]:
     """Lower ``graph`` node by node into the graph being lowered, its kernels under the patches."""
     before = len(V.graph.operations)
-    with inductor_config.patch(dict(config_patches)):
+    # What has settings of its own is realized, or it would be generated with those around it.
+    graph = graph if config_patches else _with_values_out(graph)
+    with inductor_config.patch(dict(config_patches)), templates_replayed():
         results = inline_subgraph_to_ir_nodes(graph, list(operands), name)
-    generate_as_measured(V.graph, V.graph.operations[before:])
+    generate_as_measured(V.graph, graph.graph.nodes)
     if config_patches:
         compat.attach_config_patches(V.graph.operations[before:], config_patches)
     for result in results:
         validate_ir(result)
     return tuple(results)
+
+
+def _with_values_out(graph: GraphModule) -> GraphModule:
+    """``graph`` with its outputs taken by one more node.
+
+    What goes to an output is realized, and would not fuse as it does where it is written in place.
+    """
+    copied = Graph()
+    outputs = copied.graph_copy(graph.graph, {})
+    taken = copied.call_function(_values, tuple(outputs))
+    taken.meta["val"] = tuple(node.meta["val"] for node in outputs)
+    copied.output(taken)
+    return GraphModule(graph, copied)
+
+
+def _values(*outputs: Any) -> tuple[Any, ...]:
+    return outputs
+
+
+_values._inductor_lowering_function = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
     Known,
     SizesAsTraced,
 )
+from torch._inductor.kernel.range_dispatch.timing import templates_replayed
 from torch._inductor.kernel.range_dispatch.triton_configs import as_measured
 from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
@@ -215,7 +216,12 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
         # A planner of memory pools would number them as the outer one does.
         settings = {"graph_partition": False, "memory_planning": False}
         settings |= self.branch.config_patches
-        with V.set_graph_handler(self), inductor_config.patch(settings), as_measured():
+        with (
+            V.set_graph_handler(self),
+            inductor_config.patch(settings),
+            as_measured(),
+            templates_replayed(),
+        ):
             self.init_wrapper_code()
             self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)
@@ -256,7 +262,8 @@ def _lower_branch(branch: FlatBranch, values: _Values) -> BranchLowering:
 def _lowered(branch: FlatBranch, values: _Values) -> BranchLowering:
     graph = BranchLowering(branch, values)
     with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
-        graph.run(*values.fakes)
+        with templates_replayed():
+            graph.run(*values.fakes)
         results = [ir.TensorBox(output) for output in graph.graph_outputs]
         results += [graph.inlined[values.operands[place]] for place in values.kept]
         expected = [*values.outputs, *values.kept.values()]

@@ -97,10 +97,7 @@ class OneKernel:
         before = len(V.graph.buffers), len(V.graph.operations)
         graphs = graphs or self.graphs
         lowered = {id(graph): graph for graph in graphs}
-        results = {
-            i: inline(_with_values_out(graph), operands, self.name, {})
-            for i, graph in lowered.items()
-        }
+        results = {i: inline(graph, operands, self.name, {}) for i, graph in lowered.items()}
         branches = [results[id(graph)] for graph in graphs]
         if before != (len(V.graph.buffers), len(V.graph.operations)):
             raise Apart("something in a branch has to be in memory")
@@ -206,23 +203,6 @@ class OneKernel:
                 pairs = zip(places, values, strict=True)
                 found.update({p.index: v for p, v in pairs if isinstance(p, Operand)})
         return [found[i] for i in range(len(self.call.operands))]
-
-
-def _with_values_out(graph: GraphModule) -> GraphModule:
-    """``graph`` with its outputs taken by one more node: what goes to an output is realized."""
-    copied = Graph()
-    outputs = copied.graph_copy(graph.graph, {})
-    taken = copied.call_function(_values, tuple(outputs))
-    taken.meta["val"] = tuple(node.meta["val"] for node in outputs)
-    copied.output(taken)
-    return GraphModule(graph, copied)
-
-
-def _values(*outputs: Any) -> tuple[Any, ...]:
-    return outputs
-
-
-_values._inductor_lowering_function = True  # type: ignore[attr-defined]
 
 
 def _loops(output: Any) -> ir.Pointwise:

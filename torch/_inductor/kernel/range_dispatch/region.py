@@ -24,7 +24,7 @@ from torch._inductor.kernel.range_dispatch.call import BoundCall, realize, unrea
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
     set_original_aten_op,
@@ -679,6 +679,24 @@ def _same_place(node: Node, other: Node) -> bool:
 
 def _expr(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.sympify(size)
+
+
+def made_together(graph: GraphModule, alone: GraphModule, call: BoundCall) -> bool:
+    """Whether Inductor's passes made one op of a winner's and its consumers', as of ``x @ w + b``.
+
+    Args:
+        graph: The winner with its neighbours, after the passes.
+        alone: The winner, after the passes.
+        call: Its call, maybe with consumers.
+    """
+    if not isinstance(call, RegionCall):
+        return False
+    known = {node.target for node in (*alone.graph.nodes, *call.region.consumers)}
+    new = [n for n in graph.graph.nodes if n.op == "call_function" and n.target not in known]
+    return any(
+        isinstance(node.target, OpOverload) and not inlines(node) and not is_reduction(node)
+        for node in new
+    )
 
 
 def settle(call: RegionCall, results: Sequence[Any]) -> Any:

@@ -220,6 +220,7 @@ def _optimized(graph: GraphModule) -> GraphModule:
     for level in graph.modules():
         if isinstance(level, GraphModule):
             level.graph = fx_graph_cse(level.graph)
+            _return_what_is_there(level.graph)
             level.recompile()
     graph = _recursive_joint_graph_passes(graph)
     _recursive_post_grad_passes(graph, V.graph.is_inference)
@@ -227,6 +228,42 @@ def _optimized(graph: GraphModule) -> GraphModule:
         if isinstance(level, GraphModule):
             _separate_outputs(level)
     return graph
+
+
+def _return_what_is_there(graph: torch.fx.Graph) -> None:
+    """Return what is computed inside anyway.
+
+    What is handed out of a branch is computed once for the op and once to be returned, and
+    ``fx_graph_cse`` leaves alone what is returned.
+    """
+
+    def storage(node: torch.fx.Node) -> StorageWeakRef | None:
+        value = node.meta.get("val")
+        return StorageWeakRef(value.untyped_storage()) if _is_tensor(value) else None
+
+    returned = dict.fromkeys(graph.output_node().all_input_nodes)
+    taken = {storage(node) for node in returned}
+    inside: dict[str, torch.fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _has_no_effect(node.target):
+            continue
+        computed = f"{node.target} {node.args} {node.kwargs}"
+        twin = inside.get(computed)
+        if node not in returned:
+            inside.setdefault(computed, node)
+        elif twin is not None and storage(twin) not in taken:
+            taken.add(storage(twin))
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+
+
+def _has_no_effect(target: Any) -> bool:
+    """Whether two calls with the same arguments are one."""
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
 
 
 def _separate_outputs(graph: GraphModule) -> None:

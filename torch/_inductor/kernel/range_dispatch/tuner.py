@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._inductor.kernel.range_dispatch import config, progress, worker
+from torch._inductor.kernel.range_dispatch import config, progress, triton_configs, worker
 from torch._inductor.kernel.range_dispatch.benchmark_module import (
     BenchmarkModule,
     compile_for_benchmark,
@@ -154,6 +154,33 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
             log.info("%s: %s: %s", op, contender.candidate.label, found[i].error)
     measured = {id(contender): found[i] for i, contender in enumerate(able)}
     return [measured.get(id(contender)) or _out(contender) for contender in contenders]
+
+
+def choose_configurations(
+    bench: Bench, module: BenchmarkModule, points: Sequence[Point], own: bool
+) -> None:
+    """Tune the kernels of a module that has been measured again, for all of ``points``.
+
+    What is found is kept for what is generated in the end, see ``triton_configs``; in a process of
+    its own a module is tuned once. ``own`` is whether it is also for code that is generated for the
+    sizes that the module was first called at.
+    """
+    device = bench.device
+    if device.type != "cuda" or config.measure_in_subprocess:
+        return
+    if not triton_configs.has_chosen(module.function):
+        return
+
+    def calls() -> Iterator[Callable[[], Any]]:
+        for point in points:
+            yield functools.partial(module, point, make_inputs(bench.call, point, bench.generators))
+
+    try:
+        with real_tensors([device]):
+            triton_configs.choose_again(device, calls(), own)
+    except Exception as reason:
+        log.debug("%s: kernels stay as they were tuned", bench.call.op, exc_info=reason)
+        free_memory(device)
 
 
 def _row(bench: Bench, contenders: Sequence[Contender], point: Point) -> Row:
