@@ -216,9 +216,10 @@ def without_names(code: str) -> list[str]:
 
 
 def bodies(code: str) -> list[str]:
-    """The kernels in generated code, in no order."""
+    """The kernels in generated code, in no order, without the sizes that they are hinted for."""
     found = re.findall(r"(?:async_compile\.\w+\(.*?|^)\'\'\'(.*?)\'\'\'", code, re.DOTALL)
-    return sorted("\n".join(without_names(body)) for body in found)
+    functions = (body.rpartition("@triton.jit")[2] for body in found)
+    return sorted("\n".join(without_names(function)) for function in functions)
 
 
 def without_producers(names: list[str]) -> list[str]:

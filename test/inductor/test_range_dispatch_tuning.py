@@ -50,6 +50,7 @@ from torch._inductor.kernel.range_dispatch import (
     benchmark_module,
     compiling,
     inputs,
+    records,
     row,
     timing,
     tuner,
@@ -59,6 +60,7 @@ from torch._inductor.kernel.range_dispatch import (
 from torch._inductor.kernel.range_dispatch.choosing import combine, Measurement, rule_out
 from torch._inductor.kernel.range_dispatch.inputs import Point
 from torch._inductor.test_case import TestCase
+from torch._inductor.utils import fresh_cache
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
@@ -857,6 +859,58 @@ class ProbesTest(TuningTestCase):
         self.assertEqual([r.probe for r in plan.results], [3, 12])
         self.assertEqual([[n for n, _ in r.probes] for r in plan.results], [[2, 3], [6, 12]])
         self.assertIn("6, 12", str(plan))
+
+    @parametrize("recorded", [False, True])
+    @parametrize(
+        "winners, chosen_again",
+        [
+            ("rrrr", [("right", [2, 4, 8, 16, 32], True)]),
+            ("oorr", [(OP_LABEL, [2, 4], False), ("right", [8, 16, 32], False)]),
+            # What is for 8 alone is tuned for that, the middle one, from the start.
+            ("oror", [(OP_LABEL, [2], False), ("right", [4], False), ("right", [16, 32], False)]),
+        ],
+    )
+    def test_what_configurations_are_chosen_for(self, winners, chosen_again, recorded):
+        """Each winner's, for the probes of its merged range; see ``triton_configs``."""
+        winner_of = dict(zip((2, 4, 8, 16, 32), winners[:3] + winners[-1] * 2, strict=True))
+        labels = {"r": "right", "o": OP_LABEL}
+        real, found, modules = tuner.measure, [], {}
+
+        def measure(bench, contenders, point):
+            real(bench, contenders, point)
+            for contender in contenders:
+                modules.update((id(m), contender.candidate.label) for m in contender.modules)
+            names = [contender.candidate.label for contender in contenders]
+            wins = labels[winner_of[point.size]]
+            return [Measurement(name, 1.0 if name == wins else 2.0) for name in names]
+
+        def choose(bench, module, points, own):
+            found.append((modules[id(module)], [point.size for point in points], own))
+
+        records.forget()
+        self.addCleanup(records.forget)
+        with (
+            fresh_cache(),
+            config.patch(use_records=True),
+            mock.patch.object(tuner, "measure", measure),
+            mock.patch.object(tuner, "choose_configurations", choose),
+        ):
+            for _ in range(1 + recorded):
+                found.clear()
+                torch._dynamo.reset()
+                self.tune(right, split_points=[2, 4, 8], top=32, probe_sizes=[2, 4, 8, 16, 32])
+        self.assertEqual(found, [] if recorded else chosen_again)
+
+    @parametrize("device", DEVICES)
+    def test_inductors_patterns_are_made_once(self, device):
+        """They take longer than a compile, and once made again they are all looked for twice."""
+        from torch._inductor.fx_passes import joint_graph, post_grad
+
+        torch.compile(lambda x: x.cos().sum(0), dynamic=True)(torch.randn(3, 6, device=device))
+        made = [m.lazy_init.cache_info().misses for m in (joint_graph, post_grad)]
+        self.tune(right, reordered, device=device)
+        again = [m.lazy_init.cache_info().misses for m in (joint_graph, post_grad)]
+        self.assertEqual(again, made)
 
     def test_a_range_without_a_probe_size_has_its_default(self):
         with force_winners(lambda n: OP_LABEL) as probes:

@@ -184,13 +184,23 @@ class Prepared:
         return tensors
 
     def dispatched(self, name: str, sizes: Sequence[int]) -> tuple[Callable[..., Tensor], int]:
-        """The implementation with a branch for each range, called at all sizes."""
-        op = make_op(name, self.case.function)
+        """The implementation with a branch for each range, called at all sizes.
+
+        There are two candidates, which compute the same, since of one nothing would be tuned.
+        """
+        function = self.case.function
+
+        def same(*tensors: Tensor, number: int) -> Tensor:
+            return function(*tensors)
+
+        op = make_op(name, function)
         arguments = op._opoverload._schema.arguments
         with (
             custom_op_autotuning(
                 op,
-                configs=[CustomOpConfig(self.case.function, config_patches=self.patches)],
+                configs=[
+                    CustomOpConfig(same, config_patches=self.patches, number=i) for i in range(2)
+                ],
                 dispatch_on={
                     "tensor_name": arguments[0].name,
                     "dim": self.case.dim,
@@ -203,10 +213,10 @@ class Prepared:
             config.patch(force_no_merge=True),  # type: ignore[attr-defined]
             inductor_config.patch(fx_graph_cache=False),
         ):
-            function = measuring.compiled(lambda *tensors: op(*tensors), dynamic=True)
+            compiled = measuring.compiled(lambda *tensors: op(*tensors), dynamic=True)
             for size in sizes:
-                function(*self.inputs(size))
-        return function, len(report.plans()[-1].chosen)
+                compiled(*self.inputs(size))
+        return compiled, len(report.plans()[-1].chosen)
 
     def measure(self, size: int) -> dict[str, Any]:
         """Microseconds and kernels of each rival at a size."""

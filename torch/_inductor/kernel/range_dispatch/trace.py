@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import counters, get_inputs_devices
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import ir
 from torch._inductor.decomposition import select_decomp_table
@@ -222,7 +222,9 @@ def _optimized(graph: GraphModule) -> GraphModule:
             level.graph = fx_graph_cse(level.graph)
             _return_what_is_there(level.graph)
             level.recompile()
-    graph = _recursive_joint_graph_passes(graph)
+    # The patterns are made once for each device that is named here: as in the compile around this.
+    devices = get_inputs_devices(V.graph.example_inputs or (), V.graph.module)
+    graph = _recursive_joint_graph_passes(graph, input_device=next(iter(devices)))
     _recursive_post_grad_passes(graph, V.graph.is_inference)
     for level in graph.modules():
         if isinstance(level, GraphModule):
