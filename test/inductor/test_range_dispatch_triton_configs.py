@@ -495,7 +495,7 @@ from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
 
 range_dispatch_no_device.pretend()
-inlined, chosen = sys.argv[1] == "True", json.loads(sys.argv[2])
+inlined, returned, *chosen = map(json.loads, sys.argv[1:])
 config.use_records, config.remeasure_margin = False, 0.0
 op = define_op("no_device", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
 
@@ -517,11 +517,10 @@ register_custom_op_autotuning(
 
 
 def generated():
-    winners = force_winners(lambda n: "short" if n <= 64 and not inlined else "long")
+    winners = force_winners(lambda n: inlined or ("short" if n <= 64 else "long"))
+    graph = op if returned else lambda x, w: torch.relu(op(x * 2, w))
     with winners, torch.no_grad():
-        return range_dispatch_no_device.generated(
-            lambda x, w: torch.relu(op(x * 2, w)), [(32, 8192), (8192,)], torch.bfloat16
-        )
+        return range_dispatch_no_device.generated(graph, [(32, 8192), (8192,)], torch.bfloat16)
 
 
 before = generated()
@@ -538,12 +537,14 @@ print(json.dumps([before, generated()]))
 class NoDeviceTest(RangeDispatchTestCase):
     """What is generated for a GPU; there need not be one."""
 
-    @parametrize("inlined", [False, True])
-    def test_kernels_get_what_was_measured(self, inlined):
+    @parametrize("returned", [False, True])
+    @parametrize("inlined", [None, "short", "long"])
+    def test_kernels_get_what_was_measured(self, inlined, returned):
         looped = {"XBLOCK": 1, "R0_BLOCK": 1024, "num_warps": 8, "num_stages": 1}
+        given = [inlined, returned, CHOSEN, looped]
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [sys.executable, "-c", NO_DEVICE, str(inlined), json.dumps([CHOSEN, looped])],
+                [sys.executable, "-c", NO_DEVICE, *map(json.dumps, given)],
                 env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
                 cwd=Path(__file__).parent,
                 capture_output=True,
@@ -556,14 +557,21 @@ class NoDeviceTest(RangeDispatchTestCase):
         found = [decorator(source) for source in kernels(after).values()]
         self.assertEqual({name for name, _ in found}, {"fixed_config"})
         configurations = [ast.literal_eval(arguments["config"]) for _, arguments in found]
-        self.assertEqual(configurations, [looped] if inlined else [CHOSEN, looped])
-        # Nothing else is generated otherwise.
-        heuristic = re.compile(r"@triton_heuristics\.\w+\(.*?\n\)\n|# kernel path.*", re.DOTALL)
-        lines = [
+        expected = {"short": [CHOSEN], "long": [looped], None: [CHOSEN, looped]}
+        self.assertEqual(configurations, expected[inlined])
+        # Nothing else is generated otherwise, but for masks that are not needed: of each row of the
+        # reduction, and of the parts of a row, of which each is gone through twice.
+        heuristic = re.compile(r"@triton_heuristics\.\w+\(.*?\n\)\n|# kernel path[^\n]*", re.DOTALL)
+        one, other = (
             [line.strip() for line in heuristic.sub("", code).splitlines() if line.strip()]
             for code in (before, after)
+        )
+        changed = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+        masks = [
+            (f"{d}mask = {d}index < {d}numel", f"{d}mask = tl.full({d}index.shape, True, tl.int1)")
+            for d in ("x", "r0_", "r0_")
         ]
-        self.assertEqual(*lines)
+        self.assertEqual(changed, [] if inlined == "short" else masks)
 
 
 @unittest.skipUnless(HAS_GPU, "needs a GPU")

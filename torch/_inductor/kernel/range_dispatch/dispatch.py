@@ -137,7 +137,9 @@ def inline(
     graph = graph if config_patches else _with_values_out(graph)
     with inductor_config.patch(dict(config_patches)), templates_replayed():
         results = inline_subgraph_to_ir_nodes(graph, list(operands), name)
-    generate_as_measured(V.graph, graph.graph.nodes)
+    # What is returned may be copied in the name of the op.
+    own = () if V.graph.current_node is None else (V.graph.current_node,)
+    generate_as_measured(V.graph, [*graph.graph.nodes, *own])
     if config_patches:
         compat.attach_config_patches(V.graph.operations[before:], config_patches)
     for result in results:
