@@ -36,9 +36,9 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch._inductor.codecache import code_hash, get_path
 from torch._inductor.kernel.range_dispatch import records
+from torch._inductor.kernel.range_dispatch.saved import cache_folder
 from torch._inductor.kernel.range_dispatch.timing import aside, benchmarks_replayed
 from torch._inductor.kernel.range_dispatch.trace import first_line
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.virtualized import V
 
 
@@ -274,7 +274,7 @@ def forget() -> None:
 
 
 def _folder() -> Path:
-    return Path(cache_dir()) / "range_dispatch" / "configurations"
+    return cache_folder() / "configurations"
 
 
 def _is_plain(value: Any) -> bool:
