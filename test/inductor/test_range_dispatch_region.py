@@ -19,9 +19,14 @@ from range_dispatch_common import (
 
 import torch
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.custom_op import (
+    CustomOpConfig,
+    register_custom_op_autotuning,
+    unregister_custom_op_autotuning,
+)
 from torch._inductor.kernel.range_dispatch import tuner
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
+from torch._inductor.lowering import needs_realized_inputs
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -386,6 +391,21 @@ class TuningTest(RegionTestCase):
             found = torch.compile(graph, fullgraph=True)(a, w)
         self.assertEqual(found[0], graph(a, w)[0])
         self.assertEqual(set(outputs), {1 + used_outside})
+
+    def test_no_operand_is_realized_for_what_was_measured_before(self):
+        """Inductor hints so once it has made a call of an op, as in the module of the op itself."""
+        before = set(needs_realized_inputs)
+        overloads = {scale._opoverload, norm._opoverload}
+        self.register(scale)
+        self.register(norm)
+        x, w, *_ = inputs(20, "cpu")
+        torch.compile(lambda x, w: scale(norm(x, w) + 1, w) * 2, fullgraph=True)(x, w)
+        self.assertEqual(len(report.plans()), 2)
+        self.assertFalse(overloads & set(needs_realized_inputs))
+        for op in (scale, norm):
+            unregister_custom_op_autotuning(op)
+        self.assertEqual(set(needs_realized_inputs) | overloads, before | overloads)
+        self.assertTrue(overloads <= set(needs_realized_inputs))
 
 
 instantiate_parametrized_tests(TuningTest)

@@ -148,6 +148,8 @@ class SourceTest(RangeDispatchTestCase):
         "chosen, left",
         [
             ({"XBLOCK": 1, "R0_BLOCK": 2048}, []),
+            # Of y there may be more programs than there are blocks.
+            ({"XBLOCK": 1, "YBLOCK": 1, "R0_BLOCK": 2048}, []),
             ({"XBLOCK": 1, "R0_BLOCK": 1024}, []),
             ({"XBLOCK": 1, "R0_BLOCK": 4096}, ["r0_mask"]),
             ({"XBLOCK": 2, "R0_BLOCK": 2048}, ["xmask"]),
@@ -159,12 +161,13 @@ class SourceTest(RangeDispatchTestCase):
     def test_masks_that_are_true_throughout(self, chosen, left):
         """Of a row in each program, and of a size that the blocks fill."""
         body = """
+            ynumel = 8192
             r0_numel = 6144
             xmask = xindex < xnumel
             for r0_offset in tl.range(0, r0_numel, R0_BLOCK):
                 r0_mask = r0_index < r0_numel
                 tmp0 = tl.load(in_ptr0 + r0_index, r0_mask & xmask, other=0.0)
-                tmp1 = ymask = yindex < ynumel
+            ymask = yindex < ynumel
         """
         body = textwrap.indent(textwrap.dedent(body), "    ")
         found = triton_configs._without_masks(body, chosen)
@@ -429,37 +432,63 @@ class ReplayedTest(RangeDispatchTestCase):
 
     def setUp(self):
         super().setUp()
-        for name in ("replayed_milliseconds", "aside"):
-            patch = mock.patch.object(timing, name)
-            setattr(self, name, patch.start())
+        replaced = {
+            "replayed_milliseconds": mock.Mock(side_effect=lambda run: 1000.0 + run()),
+            "aside": mock.MagicMock(),
+            "_can_be_captured_here": mock.Mock(return_value=True),
+        }
+        for name, value in replaced.items():
+            setattr(self, name, value)
+            patch = mock.patch.object(timing, name, value)
+            patch.start()
             self.addCleanup(patch.stop)
-        self.replayed_milliseconds.side_effect = lambda run: 1000.0 + run()
+        stock = mock.patch.object(type(timing.benchmarker), "benchmark", return_value=5.0)
+        self.stock = stock.start()
+        self.addCleanup(stock.stop)
 
-    def benchmark(self, *args):
-        return timing.benchmarker.benchmark(lambda *args, **kwargs: 7.0, *args, device="cpu")
+    def benchmark(self, *args, **options):
+        return timing.benchmarker.benchmark(lambda *args, **kwargs: 7.0, *args, **options)
 
     def test_what_can_be_is(self):
-        before = timing.benchmarker.benchmark
         with timing.benchmarks_replayed():
-            self.assertEqual(self.benchmark(), 1007.0)
+            for device in ("cuda", torch.device("cuda", 1)):
+                self.assertEqual(self.benchmark(device=device), 1007.0)
+                self.assertEqual(self.benchmark((), {}, device), 1007.0)
             with timing.benchmarks_replayed():
-                self.assertEqual(self.benchmark((), {}), 1007.0)
-            self.assertEqual(self.benchmark(("no tensor",), {}), 1007.0)
-        self.assertEqual(timing.benchmarker.benchmark, before)
+                self.assertEqual(self.benchmark((torch.ones(1),), {}, device="cuda"), 1007.0)
+            self.assertEqual(self.benchmark((1,), {"x": 2}, device="cuda", rep=40), 1007.0)
         self.assertNotIn("benchmark", vars(timing.benchmarker))
-        self.assertLess(self.benchmark(), 1000.0)
+        self.assertEqual(self.benchmark(device="cuda"), 5.0)
+
+    def test_of_what_is_given_if_no_device_is_said(self):
+        there = mock.Mock(spec=torch.Tensor, is_cuda=True)
+        with timing.benchmarks_replayed():
+            self.assertEqual(self.benchmark((there,), {}), 1007.0)
+            self.assertEqual(self.benchmark(([torch.ones(1), there],), {}), 1007.0)
+            self.assertEqual(self.benchmark((), {"out": there}), 1007.0)
 
     def test_on_a_cpu_nothing_is(self):
+        """A captured graph of it would be empty, and take no time."""
         with timing.benchmarks_replayed():
-            self.assertLess(self.benchmark((torch.ones(1),), {}), 1000.0)
-            self.assertLess(self.benchmark((), {"out": torch.ones(1)}), 1000.0)
+            self.assertEqual(self.benchmark((torch.ones(1),), {}), 5.0)
+            self.assertEqual(self.benchmark(([torch.ones(1)],), {}), 5.0)
+            self.assertEqual(self.benchmark((), {"out": torch.ones(1)}), 5.0)
+            self.assertEqual(self.benchmark(device="cpu"), 5.0)
+            self.assertEqual(self.benchmark(), 5.0)
         self.replayed_milliseconds.assert_not_called()
 
     def test_what_cannot_be_is_timed_as_ever(self):
-        self.replayed_milliseconds.side_effect = RuntimeError("not captured")
         with timing.benchmarks_replayed():
-            self.assertLess(self.benchmark(), 1000.0)
+            self._can_be_captured_here.return_value = False
+            self.assertEqual(self.benchmark(device="cuda"), 5.0)
+            self.replayed_milliseconds.assert_not_called()
+            self._can_be_captured_here.return_value = True
+            self.replayed_milliseconds.side_effect = RuntimeError("not captured")
+            self.assertEqual(self.benchmark((1,), {"x": 2}, device="cuda", rep=40), 5.0)
         self.replayed_milliseconds.assert_called_once()
+        (function, args, kwargs), options = self.stock.call_args
+        self.assertEqual((function(), args, kwargs), (7.0, (1,), {"x": 2}))
+        self.assertEqual(options, {"device": "cuda", "rep": 40})
 
     @parametrize(
         "settings, there",

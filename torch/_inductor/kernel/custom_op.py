@@ -395,7 +395,9 @@ def _lowering_of(registration: Registration) -> Callable[..., Any]:
             )
             return None
         finally:
-            compat.leave_operands_unrealized(registration.op)
+            # Others may have been tuned with it.
+            for op in (registration.op, *_registrations):
+                compat.leave_operands_unrealized(op)
 
     return lower
 

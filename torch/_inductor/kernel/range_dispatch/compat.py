@@ -137,6 +137,13 @@ def remove_lowering(op: OpOverload) -> None:
         lowering.lowerings[op] = _wrapped.pop(op)
 
 
+def launch_with(kernel: Any, launcher: Any) -> None:
+    """Have a Triton kernel that has been tuned run with another of its configurations."""
+    kernel.launchers = [launcher]
+    if hasattr(kernel, "_cached_launcher"):  # since 2.12 what it launched with is at hand
+        kernel._cached_launcher = None
+
+
 def _make_fallback(op: OpOverload) -> None:
     # What GraphLowering.call_function does on the first call of an unknown op. An op of ours is
     # never unknown on 2.11, so it has to happen here, or its operands come unconstrained.
@@ -437,6 +444,11 @@ DIFFERENCES = (
     ),
     Difference(
         "_inductor.codegen.wrapper:AutotuneExampleArg", "2.15", ("tuning_examples_of_its_own",)
+    ),
+    Difference(
+        "_inductor.runtime.triton_heuristics:CachingAutotuner._build_fast_launcher",
+        "2.12",
+        ("launch_with",),
     ),
     Difference(
         "_inductor.runtime.benchmarking:Benchmarker.benchmark_gpu_with_cuda_graph",

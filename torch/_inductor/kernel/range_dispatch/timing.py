@@ -22,6 +22,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.kernel.range_dispatch import compat, config
 from torch._inductor.kernel.range_dispatch.trace import first_line
 from torch._inductor.runtime.benchmarking import benchmarker
+from torch.utils import _pytree as pytree
 
 
 log = logging.getLogger(__name__)
@@ -199,17 +200,16 @@ def benchmarks_replayed() -> Iterator[None]:
         fn: Callable[..., Any],
         fn_args: tuple[Any, ...] | None = None,
         fn_kwargs: dict[str, Any] | None = None,
-        *others: Any,
+        device: torch.device | str | None = None,
         **options: Any,
     ) -> float:
         args, kwargs = fn_args or (), fn_kwargs or {}
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-        if not tensors or any(tensor.is_cuda for tensor in tensors):
+        if _is_cuda(device, (args, kwargs)) and _can_be_captured_here():
             try:
                 return replayed_milliseconds(functools.partial(fn, *args, **kwargs))
             except Exception as reason:
                 log.debug("not timed by replay: %s", first_line(reason))
-        found: float = stock(fn, fn_args, fn_kwargs, *others, **options)
+        found: float = stock(fn, fn_args, fn_kwargs, device=device, **options)
         return found
 
     setattr(benchmarker, "benchmark", benchmark)  # noqa: B010  the type has a method there
@@ -220,6 +220,19 @@ def benchmarks_replayed() -> Iterator[None]:
             delattr(benchmarker, "benchmark")
         else:
             setattr(benchmarker, "benchmark", own)  # noqa: B010
+
+
+def _is_cuda(device: torch.device | str | None, given: Any) -> bool:
+    """Whether what is called works on ``device`` or, where that is not said, on what is given."""
+    if device is not None:
+        return torch.device(device).type == "cuda"
+    tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    return any(tensor.is_cuda for tensor in tensors)
+
+
+def _can_be_captured_here() -> bool:
+    """The default stream can't be; with several devices, that of another one may be current."""
+    return bool(torch.cuda.current_stream() != torch.cuda.default_stream())
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from torch._inductor.kernel.range_dispatch.call import BoundCall, Unsupported
 from torch._inductor.kernel.range_dispatch.candidates import Candidate, invoke
 from torch._inductor.utils import convert_to_symint
 from torch._inductor.virtualized import V
+from torch._library.utils import is_builtin
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx import GraphModule, traceback
 from torch.fx.experimental import _config as symbolic_config
@@ -263,6 +264,7 @@ def _has_no_effect(target: Any) -> bool:
     """Whether two calls with the same arguments are one."""
     return (
         isinstance(target, torch._ops.OpOverload)
+        and is_builtin(target)  # what others do, their tags need not say
         and not target._schema.is_mutable
         and torch.Tag.nondeterministic_seeded not in target.tags
     )

@@ -35,7 +35,7 @@ from typing import Any, TYPE_CHECKING
 
 import torch
 from torch._inductor.codecache import code_hash, get_path
-from torch._inductor.kernel.range_dispatch import records
+from torch._inductor.kernel.range_dispatch import compat, records
 from torch._inductor.kernel.range_dispatch.saved import cache_folder
 from torch._inductor.kernel.range_dispatch.timing import aside, benchmarks_replayed
 from torch._inductor.kernel.range_dispatch.trace import first_line
@@ -71,9 +71,10 @@ _NO_PART = re.compile(
     r"'autotune_(?:local|remote)_cache': \w+, |(?:, )?'tiling_scores': (?:\{[^{}]*\}|None)"
 )
 
-# Where a kernel knows a size, and where it finds out which elements there are.
-_NUMEL = re.compile(r"^    (\w+)numel = (\d+)$", re.MULTILINE)
-_MASK = re.compile(r"^( +(\w+)mask = )\2index < \2numel$", re.MULTILINE)
+# Where a kernel knows a size, and where it finds out which elements there are. Of y there may be
+# more programs than blocks, where there are too many for one dimension of the grid.
+_NUMEL = re.compile(r"^    (x|r\d_)numel = (\d+)$", re.MULTILINE)
+_MASK = re.compile(r"^( +(x|r\d_)mask = )\2index < \2numel$", re.MULTILINE)
 
 # The attribute of a kernel that has what it chose among.
 _TRIED = "range_dispatch_tried"
@@ -166,11 +167,12 @@ def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]], own: 
         try:
             for call in calls:
                 call()
+                del call  # with its inputs, before there are others
         finally:
             CachingAutotuner.run = run
     for kernel, rows in logarithms.items():
         totals = list(map(sum, zip(*rows, strict=True)))
-        kernel.launchers = [_tried(kernel)[totals.index(min(totals))]]
+        compat.launch_with(kernel, _tried(kernel)[totals.index(min(totals))])
         _remember(kernel, sizes[kernel], own)
 
 
