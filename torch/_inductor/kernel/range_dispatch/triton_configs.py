@@ -8,7 +8,7 @@ modules configurations are timed as candidates are, by replaying a CUDA graph.
 
 A module is tuned for the sizes of its first call. The winner of a range is tuned again, for all
 sizes that its range was measured at: of two configurations of an RMSNorm on an H100, one takes 3.0
-us at 17 rows and the other 2.3, and at 16384 there is none between them.
+us at 17 rows and the other 2.3, and a measurement at 16384 rows does not tell them apart.
 
 What runs in the end, in a branch or inlined, often has kernels of the same source as the module
 that was measured, but for their names and the sizes that they are hinted to be for. Those are
