@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from range_dispatch_common import (
+    config,
     counters,
     define_op,
     DEVICES,
@@ -30,7 +31,12 @@ from range_dispatch_recording import (
 )
 
 import torch
-from torch._inductor.kernel.custom_op import custom_op_autotuning, CustomOpConfig
+from torch._inductor import config as inductor_config
+from torch._inductor.kernel.custom_op import (
+    custom_op_autotuning,
+    CustomOpConfig,
+    register_custom_op_autotuning,
+)
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -947,6 +953,33 @@ class ImplementationsTest(RecordingTestCase):
             self.assertEqual(sorted("at::vec::Vectorized" in k for k in exps), [False, True])
             others = [k for k in kernels if k not in exps]
             self.assertTrue(all("at::vec::Vectorized" in k for k in others))
+
+    @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
+    @parametrize("cpp_wrapper", [False, True])
+    def test_config_patches_change_the_kernels_of_an_inlined_winner_only(self, cpp_wrapper):
+        op = define_op("patches_inlined", lambda x: x.exp(), schema="(Tensor x) -> Tensor")
+        register_custom_op_autotuning(
+            op,
+            configs=[CustomOpConfig(lambda x: x.exp(), config_patches={"cpp.simdlen": 0})],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+            split_points=[8],
+        )
+
+        def f(x, w):
+            return (op(x) @ w).cos()
+
+        compiled = torch.compile(f, dynamic=True)
+        x, w = torch.randn(8, 32), torch.randn(32, 16)
+        with config.patch(force_decomposition=True), inductor_config.patch(cpp_wrapper=cpp_wrapper):
+            code = final_code(compiled, x, w)
+            self.check(compiled, f, x, w)
+        (plan,) = report.plans()
+        self.assertEqual(len(plan.chosen), 1)
+        if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+            # One element at a time; what is around the op works on vectors.
+            self.assertIn("std::exp(", code)
+            self.assertRegex(code, r"tmp\d+\.cos\(\)")
+            self.assertNotRegex(code, r"tmp\d+\.exp\(\)|std::cos\(")
 
     @unittest.skipUnless(HAS_GPU, "requires a GPU with Triton")
     def test_triton_op(self):

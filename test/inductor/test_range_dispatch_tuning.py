@@ -238,6 +238,7 @@ class TuningTestCase(RangeDispatchTestCase):
                 **options,
             },
         )
+        torch._dynamo.reset()  # or what was compiled of the lambda with others is what runs
         compiled = torch.compile(lambda x: self.op(x), dynamic=True, fullgraph=True)
         for size in (n, 5, 20):
             x = torch.randn(size, 6, device=device)
@@ -546,6 +547,21 @@ class FaultsTest(TuningTestCase):
         self.assertEqual(first, "")
         self.assertRegex(second, "fails at size 8: .*allocate")
         self.assertEqual(self.errors(plan)["right"], ["", ""])
+
+    def test_inputs_that_would_fill_the_memory_are_not_made(self):
+        """Where a CPU's memory is full, the system kills the process."""
+        eight_rows = 8 * 6 * 4
+        with (
+            mock.patch.object(inputs, "memory", lambda: 2 * eight_rows - 1),
+            self.assertLogs(tuner.log, "WARNING") as logs,
+        ):
+            plan = self.tune(right, reordered)
+        (message,) = logs.output
+        self.assertIn("not measured at size 8, since its inputs could not be made: ", message)
+        self.assertIn("they take 0.0 GiB, over half of this machine's memory", message)
+        measured, unknown = plan.results
+        self.assertEqual([m.error for m in measured.measurements], [None] * 3)
+        self.assertEqual((unknown.measurements, unknown.winner), ((), measured.winner))
 
     def test_what_a_failed_candidate_held_is_freed(self):
         kept = []

@@ -161,9 +161,7 @@ class Ranking:
 
     def for_all_sizes(self, winners: Sequence[str]) -> dict[Cell, Point]:
         """The branches whose own code is slower than that for all sizes, made at this point."""
-        starts = [range.start for range in self.branches.ranges]
-        branches = self.branches.merge(winners)
-        cells = [(winners[starts.index(branch.start)], branch) for branch in branches]
+        cells = self._cells(winners)
         slower = [cell for cell in cells if self._all_general or self._is_slower(cell)]
         if slower:
             log.info("%s: as for all sizes: %s", self._op, slower)
@@ -172,10 +170,15 @@ class Ranking:
     def modules(self, winners: Sequence[str]) -> dict[Cell, BenchmarkModule]:
         """Of winners that were generated for their branches and run like that: their modules."""
         general = self.for_all_sizes(winners)
-        starts = [range.start for range in self.branches.ranges]
-        cells = [(winners[starts.index(b.start)], b) for b in self.branches.merge(winners)]
-        found = ((cell, self._modules.get(cell)) for cell in cells if cell not in general)
+        cells = [cell for cell in self._cells(winners) if cell not in general]
+        found = ((cell, self._modules.get(cell)) for cell in cells)
         return {cell: module for cell, module in found if module is not None}
+
+    def _cells(self, winners: Sequence[str]) -> list[Cell]:
+        """The branches that ``winners`` make, each with who runs in it."""
+        starts = [range.start for range in self.branches.ranges]
+        branches = self.branches.merge(winners)
+        return [(winners[starts.index(branch.start)], branch) for branch in branches]
 
     @property
     def _middle(self) -> Point:

@@ -246,7 +246,6 @@ def generate_for_benchmark(
             templates_replayed(),
         ):
             lowering.run(*world.operands)
-            compat.attach_config_patches(lowering.operations, config_patches)
             generated = lowering.codegen()
     code = _code_that_counts(generated[0].value)
 

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
@@ -203,19 +203,6 @@ def _quiet_evaluation() -> Iterator[None]:
         yield
     finally:
         symbolic_shapes.log.removeFilter(keep)
-
-
-# ---------------------------------------------------------------------------------------------
-# 2.11 operations carry no config patches: the scheduler there knows nothing narrower than the
-# whole compile.
-
-
-def attach_config_patches(operations: Sequence[Any], patches: Mapping[str, Any]) -> bool:
-    """Have ``operations`` generated under ``patches``; False where the release cannot."""
-    able = [op for op in operations if hasattr(op, "set_config_patches")]
-    for op in able:
-        op.set_config_patches(dict(patches))
-    return len(able) == len(operations)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -418,7 +405,6 @@ DIFFERENCES = (
         "2.12",
         ("frozen_guards", "attempted_guard"),
     ),
-    Difference("_inductor.ir:Operation.set_config_patches", "2.12", ("attach_config_patches",)),
     Difference(
         "_inductor.config:test_configs.force_custom_op_decomposition",
         "2.12",

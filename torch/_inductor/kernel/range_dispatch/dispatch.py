@@ -13,7 +13,7 @@ import torch
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.subgraph import inline_subgraph_to_ir_nodes
-from torch._inductor.kernel.range_dispatch import compat
+from torch._inductor.kernel.range_dispatch import compat, settings
 from torch._inductor.kernel.range_dispatch.call import BoundCall
 from torch._inductor.kernel.range_dispatch.inputs import symbols_of
 from torch._inductor.kernel.range_dispatch.ranges import Range
@@ -141,7 +141,7 @@ def inline(
     own = () if V.graph.current_node is None else (V.graph.current_node,)
     generate_as_measured(V.graph, [*graph.graph.nodes, *own])
     if config_patches:
-        compat.attach_config_patches(V.graph.operations[before:], config_patches)
+        settings.attach(V.graph.operations[before:], config_patches)
     for result in results:
         validate_ir(result)
     return tuple(results)
@@ -240,7 +240,7 @@ def _inline_conditional(
     lowered = dict(_subgraphs(V.graph.operations[before:]))
     for branch_name, branch in zip(names, branches, strict=True):
         if branch.config_patches:
-            _generate_under(lowered[branch_name], branch.config_patches)
+            settings.generate_under(lowered[branch_name].graph, branch.config_patches)
     return results
 
 
@@ -259,19 +259,3 @@ def _subgraphs(operations: Sequence[Any]) -> list[tuple[str, ir.Subgraph]]:
             if subgraph.graph is not None:
                 found.extend(_subgraphs(subgraph.graph.operations))
     return found
-
-
-def _generate_under(subgraph: ir.Subgraph, patches: Mapping[str, Any]) -> None:
-    """Have the kernels of this sub-graph, and no others, scheduled and generated under patches."""
-    graph: Any = subgraph.graph
-    # The Python wrapper calls codegen(), the C++ wrapper codegen_subgraph().
-    for method in ("codegen", "codegen_subgraph"):
-        setattr(graph, method, _patched(getattr(graph, method), patches))
-
-
-def _patched(generate: Callable[..., Any], patches: Mapping[str, Any]) -> Callable[..., Any]:
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        with inductor_config.patch(dict(patches)):
-            return generate(*args, **kwargs)
-
-    return patched

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -378,6 +379,12 @@ class _Form:
     def empty(self) -> torch.Tensor:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
 
+    def length(self) -> int:
+        """How many elements of memory it spans."""
+        if 0 in self.size:
+            return 1
+        return 1 + sum((n - 1) * st for n, st in zip(self.size, self.stride, strict=True))
+
 
 def make_inputs(
     call: BoundCall, point: Point, generators: Mapping[str, InputGenerator]
@@ -393,7 +400,9 @@ def make_inputs(
 
     Raises:
         ValueError: A generator returned something of another shape, dtype or device.
+        MemoryError: They would take most of this machine's memory.
     """
+    _check_room(call, point)
     torch_rng: dict[torch.device, torch.Generator] = {}
     made = []
     for place, (name, operand) in enumerate(zip(call.names(), call.operands, strict=True), 1):
@@ -411,11 +420,26 @@ def make_inputs(
         device = form.device
         if device not in torch_rng:
             torch_rng[device] = torch.Generator(device).manual_seed(config.input_seed)
-        dims = zip(form.size, form.stride, strict=True)
-        length = 1 if 0 in form.size else 1 + sum((n - 1) * st for n, st in dims)
-        storage = _random(length, form.dtype, device, torch_rng[device])
+        storage = _random(form.length(), form.dtype, device, torch_rng[device])
         made.append(storage.as_strided(form.size, form.stride))
     return tuple(made)
+
+
+def _check_room(call: BoundCall, point: Point) -> None:
+    """A GPU says that it is full; a CPU's system kills the process that fills its memory."""
+    operands = [operand for operand in call.operands if isinstance(operand, ir.IRNode)]
+    forms = [_Form.of(operand, point) for operand in operands]
+    taken = sum(f.length() * f.dtype.itemsize for f in forms if f.device.type == "cpu")
+    if taken > memory() / 2:
+        raise MemoryError(f"they take {taken / 2**30:.1f} GiB, over half of this machine's memory")
+
+
+def memory() -> float:
+    """Bytes of memory that this machine has."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):
+        return math.inf
 
 
 def _seed(device: torch.device, seed: int) -> None:
