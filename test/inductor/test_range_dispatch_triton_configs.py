@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import sympy
 from range_dispatch_common import (
     config,
     define_op,
@@ -32,17 +33,19 @@ from range_dispatch_no_device import kernels
 import torch
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import compat, timing, triton_configs
+from torch._inductor.kernel.range_dispatch import compat, kernel_source, timing, triton_configs
+from torch._inductor.kernel.range_dispatch.kernel_source import with_configuration, without_masks
 from torch._inductor.kernel.range_dispatch.triton_configs import (
     find,
     forget,
     keep,
     Kernel,
-    with_configuration,
 )
 from torch._inductor.runtime import triton_heuristics
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch._inductor.sizevars import SizeVarAllocator
 from torch._inductor.virtualized import V
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 from torch.utils._triton import has_triton_package
 
@@ -75,6 +78,8 @@ def {name}(out_ptr0, xnumel, XBLOCK : tl.constexpr):
 
 CHOSEN = {"XBLOCK": 8, "num_warps": 2, "num_stages": 1}
 SOME = Kernel.of(kernel(), "triton_red_0")
+# What it is for, as Inductor knows it.
+SOME_ROWS = SimpleNamespace(range_trees=[SimpleNamespace(prefix="x", numel=sympy.Symbol("s"))])
 
 
 def decorator(source):
@@ -116,7 +121,7 @@ class SourceTest(RangeDispatchTestCase):
     @parametrize("heuristic", ["pointwise", "reduction", "persistent_reduction"])
     def test_one_configuration(self, heuristic):
         source = kernel(heuristic=heuristic, more=",\n    min_elem_per_thread=0")
-        fixed = with_configuration(source, CHOSEN)
+        fixed = with_configuration(source, CHOSEN, {})
         name, arguments = decorator(fixed)
         self.assertEqual(name, "fixed_config")
         self.assertEqual(ast.literal_eval(arguments.pop("config")), CHOSEN)
@@ -142,27 +147,30 @@ class SourceTest(RangeDispatchTestCase):
         name_fn=lambda other: re.sub(r"\W+", "_", str(other)).strip("_"),
     )
     def test_other_kernels_stay_as_they_are(self, other):
-        self.assertIsNone(with_configuration(kernel(**other), CHOSEN))
+        self.assertIsNone(with_configuration(kernel(**other), CHOSEN, {}))
 
     @parametrize(
-        "chosen, left",
+        "rows, chosen, left",
         [
-            ({"XBLOCK": 1, "R0_BLOCK": 2048}, []),
+            ("s", {"XBLOCK": 1, "R0_BLOCK": 2048}, []),
             # Of y there may be more programs than there are blocks.
-            ({"XBLOCK": 1, "YBLOCK": 1, "R0_BLOCK": 2048}, []),
-            ({"XBLOCK": 1, "R0_BLOCK": 1024}, []),
-            ({"XBLOCK": 1, "R0_BLOCK": 4096}, ["r0_mask"]),
-            ({"XBLOCK": 2, "R0_BLOCK": 2048}, ["xmask"]),
-            ({"XBLOCK": 8, "R0_BLOCK": 512, "RSPLIT": 1}, ["xmask"]),
-            ({"num_warps": 4}, ["xmask", "r0_mask"]),
+            ("s", {"XBLOCK": 1, "YBLOCK": 1, "R0_BLOCK": 2048}, []),
+            ("s", {"XBLOCK": 1, "R0_BLOCK": 1024}, []),
+            ("s", {"XBLOCK": 1, "R0_BLOCK": 4096}, ["r0_mask"]),
+            ("s", {"XBLOCK": 2, "R0_BLOCK": 2048}, ["xmask"]),
+            ("s", {"XBLOCK": 8, "R0_BLOCK": 512, "RSPLIT": 1}, ["xmask"]),
+            ("s", {"num_warps": 4}, ["xmask", "r0_mask"]),
+            # Parts of each row.
+            ("64*s", {"XBLOCK": 32, "R0_BLOCK": 2048}, []),
+            ("64*s", {"XBLOCK": 128, "R0_BLOCK": 2048}, ["xmask"]),
+            ("16*s*t + 8*s", {"XBLOCK": 8, "R0_BLOCK": 2048}, []),
+            ("16*s*t + 8*s", {"XBLOCK": 16, "R0_BLOCK": 2048}, ["xmask"]),
         ],
-        name_fn=lambda chosen, left: "_".join(map(str, chosen.values())),
+        name_fn=lambda rows, chosen, left: "_".join(re.findall(r"\w+", f"{rows} {chosen}")),
     )
-    def test_masks_that_are_true_throughout(self, chosen, left):
-        """Of a row in each program, and of a size that the blocks fill."""
+    def test_masks_that_are_true_throughout(self, rows, chosen, left):
+        """Of a row in each program, and of what the blocks fill, whatever the size is."""
         body = """
-            ynumel = 8192
-            r0_numel = 6144
             xmask = xindex < xnumel
             for r0_offset in tl.range(0, r0_numel, R0_BLOCK):
                 r0_mask = r0_index < r0_numel
@@ -170,7 +178,15 @@ class SourceTest(RangeDispatchTestCase):
             ymask = yindex < ynumel
         """
         body = textwrap.indent(textwrap.dedent(body), "    ")
-        found = triton_configs._without_masks(body, chosen)
+        sizes = {name: sympy.Symbol(name, integer=True, positive=True) for name in "st"}
+        numels = {
+            "x": sympy.sympify(rows, sizes),
+            "y": sympy.Integer(8192),
+            "r0_": sympy.Integer(6144),
+        }
+        graph = SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))
+        with V.set_graph_handler(graph):
+            found = kernel_source._without_masks(body, [chosen], numels)
         masks = re.findall(r"(\w+mask) = (\w+) < \w+numel", found)
         self.assertEqual([mask for mask, _ in masks], [*left, "ymask"])
         changed = [b for a, b in zip(body.splitlines(), found.splitlines(), strict=True) if a != b]
@@ -180,7 +196,42 @@ class SourceTest(RangeDispatchTestCase):
 
     def test_a_size_that_is_not_known_keeps_its_mask(self):
         body = "    r0_mask = r0_index < r0_numel\n"
-        self.assertEqual(triton_configs._without_masks(body, {"R0_BLOCK": 8}), body)
+        self.assertEqual(kernel_source._without_masks(body, [{"R0_BLOCK": 8}], {}), body)
+
+    @parametrize(
+        "blocks, needed",
+        [([1], False), ([1, 2, 64], False), ([1, 128], True), ([None], True), ([], True)],
+        name_fn=lambda blocks, needed: "_".join(map(str, blocks)) or "none",
+    )
+    def test_masks_that_no_configuration_needs(self, blocks, needed):
+        """Of 64 parts of each row; what is tuned by coordinate descent may get any blocks."""
+        mask = "    xmask = xindex < xnumel\n"
+        source = kernel().replace("    tl.store", f"{mask}    tl.store")
+        tuned = source.replace("'x': 1", "'coordinate_descent_tuning': True")
+        offered = [
+            SimpleNamespace(kwargs={} if block is None else {"XBLOCK": block}) for block in blocks
+        ]
+        numels = {"x": 64 * sympy.Symbol("s", integer=True, positive=True)}
+        graph = SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))
+        asked = mock.patch.object(triton_heuristics, "reduction", return_value=offered)
+        without_triton = source.replace("import triton\n", "").replace(
+            "import triton.language as tl\n", ""
+        )
+        with V.set_graph_handler(graph), asked as heuristic:
+            found = without_masks(without_triton, numels)
+            self.assertIsNone(without_masks(tuned, numels))
+            self.assertIsNone(without_masks(kernel(), numels))
+        (call,) = heuristic.call_args_list
+        self.assertEqual(call.kwargs["size_hints"], {"x": 64, "r0_": 4096})
+        self.assertTrue(call.kwargs["return_configs"])
+        expected = without_triton.replace("xindex < xnumel", "tl.full(xindex.shape, True, tl.int1)")
+        self.assertEqual(found, None if needed else expected)
+
+    def test_a_kernel_whose_configurations_are_not_to_be_had_keeps_its_masks(self):
+        source = kernel().replace("    tl.store", "    xmask = xindex < xnumel\n    tl.store")
+        broken = mock.patch.object(triton_heuristics, "reduction", side_effect=TypeError("no"))
+        with broken:
+            self.assertIsNone(without_masks(source, {}))
 
     def test_what_is_replaced_is_there(self):
         """All that is PyTorch's own and not public, on every release."""
@@ -206,7 +257,7 @@ class SourceTest(RangeDispatchTestCase):
         self.assertEqual(list(fixed), ["config", "filename", "triton_meta", "inductor_meta"])
 
     def test_what_is_no_kernel_stays_as_it_is(self):
-        self.assertIsNone(with_configuration("x = 1\n", CHOSEN))
+        self.assertIsNone(with_configuration("x = 1\n", CHOSEN, {}))
 
 
 class KeptTest(RangeDispatchTestCase):
@@ -369,7 +420,7 @@ class KeptTest(RangeDispatchTestCase):
         with mock.patch.object(TritonScheduling, "_emit_kernel_to_wrapper", emit):
             with triton_configs.as_measured(only):
                 TritonScheduling._emit_kernel_to_wrapper(
-                    None, None, None, source, name, name, nodes, "/the/path.py", "metadata"
+                    None, None, SOME_ROWS, source, name, name, nodes, "/the/path.py", "metadata"
                 )
             self.assertIs(TritonScheduling._emit_kernel_to_wrapper, emit)
         return found[0]
@@ -377,7 +428,7 @@ class KeptTest(RangeDispatchTestCase):
     def test_a_branch_gets_what_was_measured(self):
         keep(Kernel.of(kernel("measured"), "measured"), CHOSEN)
         source, path, metadata = self.emitted(kernel("final_3"), "final_3")
-        self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN))
+        self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN, {}))
         self.assertNotEqual(path, "/the/path.py")
         self.assertEqual(metadata, "metadata")
 
@@ -415,7 +466,7 @@ class KeptTest(RangeDispatchTestCase):
             def codegen(self, name):
                 node = SimpleNamespace(node=SimpleNamespace(origins={name, "another"}))
                 TritonScheduling._emit_kernel_to_wrapper(
-                    None, None, None, kernel(), "triton_red_0", "triton_red_0", [node], "path"
+                    None, None, SOME_ROWS, kernel(), "triton_red_0", "triton_red_0", [node], "path"
                 )
 
         graph = Graph()
@@ -511,16 +562,18 @@ class ReplayedTest(RangeDispatchTestCase):
             self.assertEqual(self.aside.called, bool(settings) and there)
 
 
-# Prints, as JSON, the generated code of a graph with a dispatch or an inlined winner, before
-# configurations are known and after.
+# Prints, as JSON, the generated code of a graph with a dispatch or an inlined winner: as Inductor
+# writes it, before configurations are known, and after.
 NO_DEVICE = """
 import json
 import sys
+from unittest import mock
 
 import range_dispatch_no_device
 import torch
 from range_dispatch_common import config, define_op, force_winners
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
 
 range_dispatch_no_device.pretend()
@@ -537,9 +590,17 @@ def long(x, w):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w
 
 
+def parts(x, w):
+    return (x.unflatten(-1, (8, -1)).sum(-1, keepdim=True) + x.unflatten(-1, (8, -1))).flatten(1)
+
+
 register_custom_op_autotuning(
     op,
-    configs=[CustomOpConfig(short), CustomOpConfig(long, config_patches=patches)],
+    configs=[
+        CustomOpConfig(short),
+        CustomOpConfig(long, config_patches=patches),
+        CustomOpConfig(parts),
+    ],
     dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
     split_points=[64],
 )
@@ -559,13 +620,15 @@ def generated():
         )
 
 
+with mock.patch.object(triton_configs, "without_masks", lambda source, numels: None):
+    masked = generated()
 before = generated()
-for name, source in range_dispatch_no_device.kernels(before).items():
+for name, source in range_dispatch_no_device.kernels(masked).items():
     known = Kernel.of(source, name)
     # As of a module that was made for other sizes.
     hints = tuple((dim, 4 * elements) for dim, elements in known.hints)
     keep(Kernel(known.digest, hints), chosen["R0_BLOCK" in source])
-print(json.dumps([before, generated()]))
+print(json.dumps([masked, before, generated()]))
 """
 
 
@@ -574,7 +637,7 @@ class NoDeviceTest(RangeDispatchTestCase):
     """What is generated for a GPU; there need not be one."""
 
     def generated(self, *given):
-        """The code before configurations are known and after."""
+        """The code as Inductor writes it, before configurations are known, and after."""
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [sys.executable, "-c", NO_DEVICE, *map(json.dumps, given)],
@@ -591,7 +654,7 @@ class NoDeviceTest(RangeDispatchTestCase):
     def test_kernels_get_what_was_measured(self, inlined, graph):
         winners = ["short", "long"] if inlined is None else [inlined] * 2
         looped = {"XBLOCK": 1, "R0_BLOCK": 1024, "num_warps": 8, "num_stages": 1}
-        before, after = self.generated(winners, graph, {}, CHOSEN, looped)
+        masked, before, after = self.generated(winners, graph, {}, CHOSEN, looped)
         self.assertEqual(predicates(before), [] if inlined else [64])
         self.assertNotIn("fixed_config", before)
         found = [decorator(source) for source in kernels(after).values()]
@@ -600,25 +663,42 @@ class NoDeviceTest(RangeDispatchTestCase):
         expected = {"short": [CHOSEN], "long": [looped], None: [CHOSEN, looped]}
         self.assertEqual(configurations, expected[inlined])
         # Nothing else is generated otherwise, but for masks that are not needed: of each row of the
-        # reduction, and of the parts of a row, of which each is gone through twice.
+        # reduction, and of the parts of a row, of which each is gone through twice. Of the elements
+        # of all rows Inductor itself knows that they fill the blocks.
+        masks = self.full("x", "r0_", "r0_")
+        for code in (before, after):
+            self.assertEqual(self.changed(masked, code), [] if inlined == "short" else masks)
+
+    def full(self, *dims):
+        """Masks, each with what it is replaced by."""
+        return [
+            (f"{d}mask = {d}index < {d}numel", f"{d}mask = tl.full({d}index.shape, True, tl.int1)")
+            for d in dims
+        ]
+
+    def changed(self, *codes):
+        """Lines that differ, but for how kernels are configured and called."""
         heuristic = re.compile(r"@triton_heuristics\.\w+\(.*?\n\)\n|# kernel path[^\n]*", re.DOTALL)
         one, other = (
             [line.strip() for line in heuristic.sub("", code).splitlines() if line.strip()]
-            for code in (before, after)
+            for code in codes
         )
-        changed = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
-        masks = [
-            (f"{d}mask = {d}index < {d}numel", f"{d}mask = tl.full({d}index.shape, True, tl.int1)")
-            for d in ("x", "r0_", "r0_")
-        ]
-        self.assertEqual(changed, [] if inlined == "short" else masks)
+        return [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+
+    @parametrize("inlined", [False, True])
+    def test_masks_of_the_parts_of_rows_are_left_out(self, inlined):
+        """They are 8 for each row, and a block has 1, 2 or 8 of them, whichever is chosen."""
+        winners = ["parts" if inlined else "short", "parts"]
+        masked, before, after = self.generated(winners, "op", {}, CHOSEN, CHOSEN)
+        for code in (before, after):
+            self.assertEqual(self.changed(masked, code), self.full("x"))
 
     @parametrize("inlined", [False, True])
     def test_settings_of_a_winner_hold_for_its_kernels_only(self, inlined):
         setting = "coordinate_descent_tuning"
         patched = f"long({setting}=True)"
         winners = [patched if inlined else "short", patched]
-        code, _ = self.generated(winners, "others", {setting: True}, CHOSEN, CHOSEN)
+        _, code, _ = self.generated(winners, "others", {setting: True}, CHOSEN, CHOSEN)
         self.assertEqual(predicates(code), [] if inlined else [64])
         sources = set(kernels(code).values())
         found = {source for source in sources if f"'{setting}': True" in source}

@@ -44,16 +44,20 @@ SETTINGS = {
     ),
     "tiny": Setting((3, 20), (4,), 32, "float32"),
 }
-# Where implementations take over from each other elsewhere on an H100, as a first tuning shows, and
-# sizes to measure at where that is not the end of a range: (device, workload): (points, probes).
+# Where implementations take over from each other elsewhere on an H100 or H200, as a first tuning
+# shows, and sizes to measure at where that is not the end of a range:
+# (device, workload): (points, probes).
 CROSSOVERS: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {
-    ("cuda", "skinny_matmul"): ((8, 64, 256, 1024, 4096), ()),
+    ("cuda", "skinny_matmul"): ((8, 64, 768, 1024, 4096), ()),
     ("cuda", "attention"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
     ("cuda", "cross_entropy"): ((8, 32, 256, 1024, 4096), (8, 16, 24, 256, 1024, 4096, 16384)),
     ("cuda", "block"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
 }
 # Seconds after the end of a phase that stock is left to finish what it has begun.
 STOCK_EXTRA = 20.0
+# Processes for the static compiles of a workload, where there are many cores: those that take long
+# have more than two.
+SHARDS = {"attention": 4, "block": 6}
 # Static compiles that are measured again as the floor: those this close to the fastest.
 NEAR = 1.03
 
@@ -92,7 +96,7 @@ class Run:
             "top": setting.top,
         }
         self.many = args.processes >= 8
-        shards = (6 if name == "block" else 2) if self.many else 0
+        shards = SHARDS.get(name, 2) if self.many else 0
         logs = args.logs or folder
         make = lambda role: start_worker(folder, logs / f"{name}-{role}.log", role, self.many)  # noqa: E731
         self.main = make("main")

@@ -13,9 +13,9 @@ us at 17 rows and the other 2.3, and a measurement at 16384 rows does not tell t
 What runs in the end, in a branch or inlined, often has kernels of the same source as the module
 that was measured, but for their names and the sizes that they are hinted to be for. Those are
 generated with the configuration that was found: what runs is what was measured, whatever size comes
-first, and no call has to tune it. Masks that this configuration does not need are left out. A
-kernel that came out otherwise, as one that reads what is computed around the op, is tuned at its
-first call as ever.
+first, and no call has to tune it. A kernel that came out otherwise, as one that reads what is
+computed around the op, is tuned at its first call as ever. Masks that no configuration in question
+needs are left out (``kernel_source``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import logging
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -36,6 +36,11 @@ from typing import Any, TYPE_CHECKING
 import torch
 from torch._inductor.codecache import code_hash, get_path
 from torch._inductor.kernel.range_dispatch import compat, records
+from torch._inductor.kernel.range_dispatch.kernel_source import (
+    Configuration,
+    with_configuration,
+    without_masks,
+)
 from torch._inductor.kernel.range_dispatch.saved import cache_folder
 from torch._inductor.kernel.range_dispatch.timing import aside, benchmarks_replayed
 from torch._inductor.kernel.range_dispatch.trace import first_line
@@ -50,19 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A configuration: block sizes, warps, stages, as Triton names them.
-Configuration = dict[str, Any]
-
 # About how many elements a kernel is for, by dimension: powers of two.
 Hints = tuple[tuple[str, int], ...]
-
-# What Inductor chooses among configurations for by size alone. Other kernels (templates, the
-# user's, splits that cooperate) may need more than a configuration.
-_HEURISTICS = {"pointwise", "reduction", "persistent_reduction"}
-_GRIDS = {"Grid1D", "Grid2D", "Grid3D", "Grid2DWithYZOverflow"}
-
-# What is left of the arguments of a heuristic.
-_KEPT = ("filename", "triton_meta", "inductor_meta")
 
 _HINTS = re.compile(r"size_hints=(\{[^{}]*\})")
 _ARE_HINTS = re.compile(r"none|\w+=\d+(?: \w+=\d+)*")
@@ -70,11 +64,6 @@ _ARE_HINTS = re.compile(r"none|\w+=\d+(?: \w+=\d+)*")
 _NO_PART = re.compile(
     r"'autotune_(?:local|remote)_cache': \w+, |(?:, )?'tiling_scores': (?:\{[^{}]*\}|None)"
 )
-
-# Where a kernel knows a size, and where it finds out which elements there are. Of y there may be
-# more programs than blocks, where there are too many for one dimension of the grid.
-_NUMEL = re.compile(r"^    (x|r\d_)numel = (\d+)$", re.MULTILINE)
-_MASK = re.compile(r"^( +(x|r\d_)mask = )\2index < \2numel$", re.MULTILINE)
 
 # The attribute of a kernel that has what it chose among.
 _TRIED = "range_dispatch_tried"
@@ -332,10 +321,17 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
     ) -> None:
         python = not getattr(V.graph, "cpp_wrapper", False)
         measured = python and (only is None or not only.isdisjoint(_origins(nodes)))
-        chosen = find(Kernel.of(source, name)) if measured else None
-        fixed = None if chosen is None else with_configuration(source, chosen)
-        if fixed is not None:
-            source, path = fixed, get_path(code_hash(fixed.strip()), "py")[2]
+        rewritten = None
+        if measured:
+            chosen = find(Kernel.of(source, name))
+            # Several kernels in one have none.
+            numels = {tree.prefix: tree.numel for tree in getattr(kernel, "range_trees", ())}
+            if chosen is not None:
+                rewritten = with_configuration(source, chosen, numels)
+            else:
+                rewritten = without_masks(source, numels)
+        if rewritten is not None:
+            source, path = rewritten, get_path(code_hash(rewritten.strip()), "py")[2]
         emit(self, wrapper, kernel, source, name, function, nodes, path, *others)
 
     TritonScheduling._emit_kernel_to_wrapper = emit_fixed
@@ -349,70 +345,3 @@ def _origins(nodes: Sequence[Any]) -> set[Node]:
     """What a kernel computes. Between the scheduler's nodes stand marks of where loops end."""
     found = (getattr(node, "node", None) for node in nodes)
     return {origin for node in found if node is not None for origin in node.origins}
-
-
-def with_configuration(source: str, chosen: Mapping[str, Any]) -> str | None:
-    """A kernel's source with one configuration; None where it is not such a kernel."""
-    source = textwrap.dedent(source)
-    tree = ast.parse(source)
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    heuristics = [
-        decorator
-        for function in functions
-        for decorator in function.decorator_list
-        if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
-    ]
-    if len(heuristics) != 1:
-        return None
-    (found,) = heuristics
-    assert isinstance(found.func, ast.Attribute)
-    given = {keyword.arg: keyword.value for keyword in found.keywords}
-    meta = given.get("inductor_meta")
-    if found.func.attr not in _HEURISTICS or meta is None or _grid(meta) not in _GRIDS:
-        return None
-    kept = {name: ast.get_source_segment(source, given[name]) for name in _KEPT}
-    arguments = [f"config={dict(chosen)!r}", *(f"{name}={text}" for name, text in kept.items())]
-    lines = ["@triton_heuristics.fixed_config(", *(f"    {a}," for a in arguments), ")"]
-    before = source.splitlines()
-    assert found.end_lineno is not None
-    body = _without_masks("\n".join(before[found.end_lineno :]), chosen)
-    return "\n".join([*before[: found.lineno - 1], *lines, body]) + "\n"
-
-
-def _without_masks(body: str, chosen: Mapping[str, Any]) -> str:
-    """A kernel's source with masks that are true throughout, with this configuration, said to be.
-
-    As Inductor writes them where it knows the size, and Triton drops them. On an H100 they are a
-    tenth of the time of a softmax over 4096 columns.
-
-    >>> print(_without_masks("    xmask = xindex < xnumel", {"XBLOCK": 1}))
-        xmask = tl.full(xindex.shape, True, tl.int1)
-    >>> print(_without_masks("    xmask = xindex < xnumel", {"XBLOCK": 2}))
-        xmask = xindex < xnumel
-    """
-    numels = {name: int(value) for name, value in _NUMEL.findall(body)}
-
-    def replaced(line: re.Match[str]) -> str:
-        before, prefix = line.groups()
-        block = chosen.get(f"{prefix.upper()}BLOCK")
-        numel = numels.get(prefix)
-        fits = block == 1 or (block and numel and numel % block == 0)
-        every = f"{before}tl.full({prefix}index.shape, True, tl.int1)"
-        return every if fits else line.group()
-
-    return _MASK.sub(replaced, body)
-
-
-def _grid(meta: ast.expr) -> str | None:
-    """The kind of grid that a kernel is launched on; None where it is split in other ways."""
-    if not isinstance(meta, ast.Dict):
-        return None
-    entries = {
-        key.value: value
-        for key, value in zip(meta.keys, meta.values, strict=True)
-        if isinstance(key, ast.Constant)
-    }
-    grid = entries.get("grid_type")
-    if "RSPLIT_SIZE" in entries or not isinstance(grid, ast.Constant):
-        return None
-    return str(grid.value)

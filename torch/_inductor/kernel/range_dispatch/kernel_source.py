@@ -1,0 +1,170 @@
+"""The source of a Triton kernel that Inductor generates, rewritten before it is compiled.
+
+Where the number of elements is not known, each load is masked by whether its element is there. But
+a block of one row always has its row, and where rows are taken apart in 64 parts there are 64 times
+as many elements as rows: blocks of 2 or 32 of them are always full. What a static compile knows of
+its sizes, a dynamic one often knows of its blocks. It matters most for what runs: on an H100 masks
+are a tenth of the time of a softmax over 4096 columns.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+from torch._inductor.kernel.range_dispatch.trace import first_line
+from torch._inductor.virtualized import V
+
+
+log = logging.getLogger(__name__)
+
+# A configuration: block sizes, warps, stages, as Triton names them.
+Configuration = dict[str, Any]
+
+# How many elements a kernel is for, by dimension.
+Numels = Mapping[str, sympy.Expr]
+
+# What Inductor chooses among configurations for by size alone. Other kernels (templates, the
+# user's, splits that cooperate) may need more than a configuration.
+_HEURISTICS = {"pointwise", "reduction", "persistent_reduction"}
+_GRIDS = {"Grid1D", "Grid2D", "Grid3D", "Grid2DWithYZOverflow"}
+
+# What is left of the arguments of a heuristic.
+_KEPT = ("filename", "triton_meta", "inductor_meta")
+
+# Where a kernel finds out which elements there are. Of y there may be more programs than blocks,
+# where there are too many for one dimension of the grid.
+_MASK = re.compile(r"^( +(x|r\d_)mask = )\2index < \2numel$", re.MULTILINE)
+
+
+def with_configuration(source: str, chosen: Mapping[str, Any], numels: Numels) -> str | None:
+    """A kernel's source with one configuration; None where it is not such a kernel."""
+    found = _Heuristic.of(source)
+    if found is None:
+        return None
+    kept = {name: ast.get_source_segment(found.source, found.given[name]) for name in _KEPT}
+    arguments = [f"config={dict(chosen)!r}", *(f"{name}={text}" for name, text in kept.items())]
+    lines = ["@triton_heuristics.fixed_config(", *(f"    {a}," for a in arguments), ")"]
+    before, _, body = found.parts()
+    return "\n".join([*before, *lines, _without_masks(body, [chosen], numels)]) + "\n"
+
+
+def without_masks(source: str, numels: Numels) -> str | None:
+    """A kernel's source without the masks that none of its configurations needs.
+
+    None where it is not such a kernel, or needs all of its masks.
+    """
+    found = _Heuristic.of(source)
+    if found is None or not _MASK.search(found.source):
+        return None
+    before, heuristic, body = found.parts()
+    try:
+        unmasked = _without_masks(body, found.configurations(), numels)
+    except Exception as reason:
+        log.debug("a kernel keeps its masks: %s", first_line(reason))
+        return None
+    return None if unmasked == body else "\n".join([*before, *heuristic, unmasked]) + "\n"
+
+
+def _without_masks(body: str, configurations: Sequence[Mapping[str, Any]], numels: Numels) -> str:
+    """The function of a kernel with masks that are true throughout said to be.
+
+    As Inductor writes them where it knows the size, and Triton drops them.
+
+    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}], {}))
+        xmask = tl.full(xindex.shape, True, tl.int1)
+    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}, {"XBLOCK": 2}], {}))
+        xmask = xindex < xnumel
+    """
+
+    def full(block: int | None, numel: sympy.Expr | None) -> bool:
+        if block is None or block == 1 or numel is None:
+            return block == 1
+        return bool(V.graph.sizevars.statically_known_multiple_of(numel, block))
+
+    def replaced(line: re.Match[str]) -> str:
+        before, prefix = line.groups()
+        blocks = {configuration.get(f"{prefix.upper()}BLOCK") for configuration in configurations}
+        if not blocks or not all(full(block, numels.get(prefix)) for block in blocks):
+            return line.group()
+        return f"{before}tl.full({prefix}index.shape, True, tl.int1)"
+
+    return _MASK.sub(replaced, body)
+
+
+@dataclass(frozen=True)
+class _Heuristic:
+    """The decorator that gives a kernel its configurations.
+
+    Attributes:
+        source: The kernel's source.
+        call: The decorator in it.
+        given: Its arguments.
+    """
+
+    source: str
+    call: ast.Call
+    given: Mapping[str | None, ast.expr]
+
+    @staticmethod
+    def of(source: str) -> _Heuristic | None:
+        """That of a kernel; None where it has none, or one that does not go by size alone."""
+        source = textwrap.dedent(source)
+        calls = [
+            decorator
+            for function in ast.parse(source).body
+            if isinstance(function, ast.FunctionDef)
+            for decorator in function.decorator_list
+            if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
+        ]
+        if len(calls) != 1:
+            return None
+        (call,) = calls
+        assert isinstance(call.func, ast.Attribute)
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        meta = _entries(given.get("inductor_meta"))
+        if call.func.attr not in _HEURISTICS or meta.get("grid_type") not in _GRIDS:
+            return None
+        return None if "RSPLIT_SIZE" in meta else _Heuristic(source, call, given)
+
+    def parts(self) -> tuple[list[str], list[str], str]:
+        """The lines before the decorator, its own, and the rest."""
+        lines, end = self.source.splitlines(), self.call.end_lineno
+        start = self.call.lineno - 1
+        return lines[:start], lines[start:end], "\n".join(lines[end:])
+
+    def configurations(self) -> list[Configuration]:
+        """What the kernel will choose among; what it tries beside that has smaller blocks.
+
+        Raises:
+            ValueError: It may try larger blocks, too.
+        """
+        if _entries(self.given["inductor_meta"]).get("coordinate_descent_tuning"):
+            raise ValueError("its blocks are tuned by coordinate descent")
+        from torch._inductor.runtime import hints, triton_heuristics
+
+        asked = ast.keyword("return_configs", ast.Constant(True))
+        call = ast.Call(self.call.func, self.call.args, [*self.call.keywords, asked])
+        # What the arguments are written with, as in the kernel's own file.
+        scope = {**vars(hints), "triton_heuristics": triton_heuristics, "__file__": None}
+        expression = ast.fix_missing_locations(ast.Expression(call))
+        found = eval(compile(expression, "<kernel>", "eval"), scope)
+        return [dict(configuration.kwargs) for configuration in found]
+
+
+def _entries(meta: ast.expr | None) -> dict[Any, Any]:
+    """The constants in a dict that is written out; None for what is no constant."""
+    if not isinstance(meta, ast.Dict):
+        return {}
+    return {
+        key.value: value.value if isinstance(value, ast.Constant) else None
+        for key, value in zip(meta.keys, meta.values, strict=True)
+        if isinstance(key, ast.Constant)
+    }
