@@ -161,6 +161,7 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "matmul_with_prologue": (matmul, lambda op, x, w, r, m: op(x * r + 1, m)),
     "two_outputs": (pair, lambda op, x, w, r, m: (lambda y, s: y * s[:, None] + r)(*op(x, w))),
     "two_ops_in_a_chain": (norm, lambda op, x, w, r, m: op(op(x + r, w).tanh(), w) + r),
+    "maximum_and_its_place": (scale, lambda op, x, w, r, m: tuple((op(x, w) * r).max(-1))),
     "reduction_at_the_end": (scale, lambda op, x, w, r, m: (op(x, w) * r).sum(-1)),
 }
 
@@ -174,8 +175,23 @@ NOT_ALL_MEASURED = {
 }
 
 
-# Kernels of these differ from those of one implementation: the view is there twice.
+# Kernels of these differ from those of one implementation: a view is there twice, or a reduction is
+# split by how many rows there are.
 VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
+    "maximum_of_all_rows_and_what_follows": (
+        scale,
+        lambda op, x, w, r, m: (lambda v, i: (v + 1, i))(*(op(x, w) + r).max(0)),
+    ),
+    "variance_and_mean_are_outputs": (
+        norm,
+        lambda op, x, w, r, m: (lambda y: (y, *torch.var_mean(y * 2, -1)))(op(x, w)),
+    ),
+    "smallest_and_largest": (scale, lambda op, x, w, r, m: tuple(torch.aminmax(op(x, w), dim=-1))),
+    "fraction_of_the_size_before": (scale, lambda op, x, w, r, m: op(x * (1 / x.shape[0]), w)),
+    "fraction_of_the_size_behind": (
+        scale,
+        lambda op, x, w, r, m: (lambda s: (op(x, w) * s + r).relu())(1 / x.shape[0]),
+    ),
     "view_of_the_result_read_inside_and_outside": (
         scale,
         lambda op, x, w, r, m: (lambda v: (v.relu(), v.cumsum(0)))(op(x, w).view(-1, 4, 8)),
@@ -187,6 +203,11 @@ VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
         ),
     ),
 }
+
+
+@torch.library.custom_op("range_dispatch_test::region_bump", mutates_args=("x",))
+def bump(x: torch.Tensor) -> None:
+    x.add_(100.0)
 
 
 def inputs(rows: int, device: str) -> tuple[torch.Tensor, ...]:
@@ -211,7 +232,12 @@ def kernels(lines: str) -> list[str]:
 
 
 def without_names(code: str) -> list[str]:
-    """The lines of generated code without what things are called in it."""
+    """The lines of generated code without what things are called in it.
+
+    Nor whether a mask is said to be true, which Triton leaves out, where no block is cut off.
+    """
+    mask = r"(\w+)mask = (\1index < \1numel|tl\.full\(\1index\.shape, True, tl\.int1\))$"
+    code = re.sub(mask, r"\1mask", code, flags=re.MULTILINE)
     code = re.sub(r"\b(?:cpp_fused|triton_[a-z]+_fused)\w*", "kernel", code)
     lines = (line.partition("#")[0].rstrip() for line in code.splitlines())
     text = "\n".join(line for line in lines if line)
@@ -355,6 +381,60 @@ class ResultsTest(RegionTestCase):
                 chosen = low if rows <= SPLIT else high
                 expected = graph(chosen, *args)
                 self.assertEqual(compiled(*args), expected, exact_stride=True)
+
+    def test_a_producer_keeps_its_value_when_what_it_reads_is_overwritten(self):
+        """It is in a buffer then, and must not be computed anew in the branches."""
+        low, high = self.register(scale)
+
+        def graph(op, x, w):
+            largest = x.max(-1, keepdim=True).values
+            bump(x)
+            return op(largest, w[:1]) + x
+
+        compiled = torch.compile(lambda *a: graph(scale, *a), fullgraph=True)
+        with self.forced(scale):
+            for rows in (20, 5):
+                x, w, *_ = inputs(rows, "cpu")
+                expected = graph(low if rows <= SPLIT else high, x.clone(), w)
+                self.assertEqual(compiled(x, w), expected)
+
+    @parametrize("name", ["maximum_and_its_place", *VIEWS])
+    def test_all_implementations_can_be_used(self, name):
+        op, graph = (GRAPHS | VIEWS)[name]
+        self.register(op)
+        compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+        with self.forced(op):
+            compiled(*inputs(20, "cpu"))
+        for plan in report.plans():
+            self.assertEqual(plan.rejected, ())
+            self.assertEqual(len(plan.chosen), 2)
+
+    def test_ops_in_a_chain_whose_first_ranges_start_apart(self):
+        """From 2 on, as Dynamo has it, and from 0, since 1 is in the same range as 2."""
+        for op, ends in ((scale, [1, 8]), (norm, [4])):
+            register_custom_op_autotuning(
+                op,
+                configs=[CustomOpConfig(function) for function in OPS[op]],
+                dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+                split_points=ends,
+            )
+
+        def measured(bench, contenders, point):
+            wanted = "low" if point.size <= 4 else "high"
+            labels = [contender.candidate.label for contender in contenders]
+            return [Measurement(label, 1.0 if wanted in label else 2.0) for label in labels]
+
+        def graph(a, b, x, w):
+            return b(a(x, w).tanh(), w)
+
+        compiled = torch.compile(lambda x, w: graph(scale, norm, x, w), fullgraph=True)
+        with mock.patch.object(tuner, "measure", measured):
+            compiled(*inputs(20, "cpu")[:2])
+            for rows in (2, 4, 5, 8, 9, 40):
+                x, w, *_ = inputs(rows, "cpu")
+                a = scale_high  # at 8 rows, where the range is measured
+                b = norm_low if rows <= 4 else norm_high
+                self.assertEqual(compiled(x, w), graph(a, b, x, w))
 
     def test_a_size_that_is_an_expression(self):
         """No operand of the branches has a symbol for a size of its own."""

@@ -34,7 +34,11 @@ import torch
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import compat, kernel_source, timing, triton_configs
-from torch._inductor.kernel.range_dispatch.kernel_source import with_configuration, without_masks
+from torch._inductor.kernel.range_dispatch.kernel_source import (
+    with_configuration,
+    with_facts,
+    without_masks,
+)
 from torch._inductor.kernel.range_dispatch.triton_configs import (
     find,
     forget,
@@ -78,8 +82,18 @@ def {name}(out_ptr0, xnumel, XBLOCK : tl.constexpr):
 
 CHOSEN = {"XBLOCK": 8, "num_warps": 2, "num_stages": 1}
 SOME = Kernel.of(kernel(), "triton_red_0")
-# What it is for, as Inductor knows it.
-SOME_ROWS = SimpleNamespace(range_trees=[SimpleNamespace(prefix="x", numel=sympy.Symbol("s"))])
+
+
+def with_a_mask():
+    return kernel().replace("    tl.store", "    xmask = xindex < xnumel\n    tl.store")
+
+
+def known_of(source, **numels):
+    """A kernel's source with what is known of sizes, which are given as expressions of s and t."""
+    symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in "st"}
+    sizes = {prefix: sympy.sympify(numel, symbols) for prefix, numel in numels.items()}
+    with V.set_graph_handler(SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))):
+        return with_facts(source, sizes)
 
 
 def decorator(source):
@@ -121,7 +135,7 @@ class SourceTest(RangeDispatchTestCase):
     @parametrize("heuristic", ["pointwise", "reduction", "persistent_reduction"])
     def test_one_configuration(self, heuristic):
         source = kernel(heuristic=heuristic, more=",\n    min_elem_per_thread=0")
-        fixed = with_configuration(source, CHOSEN, {})
+        fixed = with_configuration(source, CHOSEN)
         name, arguments = decorator(fixed)
         self.assertEqual(name, "fixed_config")
         self.assertEqual(ast.literal_eval(arguments.pop("config")), CHOSEN)
@@ -147,7 +161,7 @@ class SourceTest(RangeDispatchTestCase):
         name_fn=lambda other: re.sub(r"\W+", "_", str(other)).strip("_"),
     )
     def test_other_kernels_stay_as_they_are(self, other):
-        self.assertIsNone(with_configuration(kernel(**other), CHOSEN, {}))
+        self.assertIsNone(with_configuration(kernel(**other), CHOSEN))
 
     @parametrize(
         "rows, chosen, left",
@@ -171,6 +185,7 @@ class SourceTest(RangeDispatchTestCase):
     def test_masks_that_are_true_throughout(self, rows, chosen, left):
         """Of a row in each program, and of what the blocks fill, whatever the size is."""
         body = """
+            r0_numel = 6144
             xmask = xindex < xnumel
             for r0_offset in tl.range(0, r0_numel, R0_BLOCK):
                 r0_mask = r0_index < r0_numel
@@ -178,15 +193,8 @@ class SourceTest(RangeDispatchTestCase):
             ymask = yindex < ynumel
         """
         body = textwrap.indent(textwrap.dedent(body), "    ")
-        sizes = {name: sympy.Symbol(name, integer=True, positive=True) for name in "st"}
-        numels = {
-            "x": sympy.sympify(rows, sizes),
-            "y": sympy.Integer(8192),
-            "r0_": sympy.Integer(6144),
-        }
-        graph = SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))
-        with V.set_graph_handler(graph):
-            found = kernel_source._without_masks(body, [chosen], numels)
+        body = known_of(body, x=rows, y="8192", r0_="6144")
+        found = kernel_source._without_masks(body, [chosen])
         masks = re.findall(r"(\w+mask) = (\w+) < \w+numel", found)
         self.assertEqual([mask for mask, _ in masks], [*left, "ymask"])
         changed = [b for a, b in zip(body.splitlines(), found.splitlines(), strict=True) if a != b]
@@ -196,7 +204,7 @@ class SourceTest(RangeDispatchTestCase):
 
     def test_a_size_that_is_not_known_keeps_its_mask(self):
         body = "    r0_mask = r0_index < r0_numel\n"
-        self.assertEqual(kernel_source._without_masks(body, [{"R0_BLOCK": 8}], {}), body)
+        self.assertEqual(kernel_source._without_masks(body, [{"R0_BLOCK": 8}]), body)
 
     @parametrize(
         "blocks, needed",
@@ -204,37 +212,52 @@ class SourceTest(RangeDispatchTestCase):
         name_fn=lambda blocks, needed: "_".join(map(str, blocks)) or "none",
     )
     def test_masks_that_no_configuration_needs(self, blocks, needed):
-        """Of 64 parts of each row; what is tuned by coordinate descent may get any blocks."""
-        mask = "    xmask = xindex < xnumel\n"
-        source = kernel().replace("    tl.store", f"{mask}    tl.store")
-        tuned = source.replace("'x': 1", "'coordinate_descent_tuning': True")
+        """Of 64 parts of each row."""
+        source = known_of(with_a_mask(), x="64*s")
         offered = [
             SimpleNamespace(kwargs={} if block is None else {"XBLOCK": block}) for block in blocks
         ]
-        numels = {"x": 64 * sympy.Symbol("s", integer=True, positive=True)}
-        graph = SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))
-        asked = mock.patch.object(triton_heuristics, "reduction", return_value=offered)
-        without_triton = source.replace("import triton\n", "").replace(
-            "import triton.language as tl\n", ""
-        )
-        with V.set_graph_handler(graph), asked as heuristic:
-            found = without_masks(without_triton, numels)
-            self.assertIsNone(without_masks(tuned, numels))
-            self.assertIsNone(without_masks(kernel(), numels))
+        with mock.patch.object(triton_heuristics, "reduction", return_value=offered) as heuristic:
+            found = without_masks(source)
         (call,) = heuristic.call_args_list
         self.assertEqual(call.kwargs["size_hints"], {"x": 64, "r0_": 4096})
         self.assertTrue(call.kwargs["return_configs"])
-        expected = without_triton.replace("xindex < xnumel", "tl.full(xindex.shape, True, tl.int1)")
+        expected = source.replace("xindex < xnumel", "tl.full(xindex.shape, True, tl.int1)")
         self.assertEqual(found, None if needed else expected)
 
+    @parametrize("setting", ["coordinate_descent_tuning", "min_xblock", "min_rblock"])
+    def test_masks_stay_where_blocks_are_not_those_that_are_offered(self, setting):
+        source = known_of(with_a_mask(), x="64*s")
+        offered = [SimpleNamespace(kwargs={"XBLOCK": 1})]
+        with mock.patch.object(triton_heuristics, "reduction", return_value=offered):
+            self.assertIsNotNone(without_masks(source))
+            self.assertIsNone(without_masks(source.replace("'x': 1", f"'{setting}': 2")))
+
     def test_a_kernel_whose_configurations_are_not_to_be_had_keeps_its_masks(self):
-        source = kernel().replace("    tl.store", "    xmask = xindex < xnumel\n    tl.store")
-        broken = mock.patch.object(triton_heuristics, "reduction", side_effect=TypeError("no"))
-        with broken:
-            self.assertIsNone(without_masks(source, {}))
+        with mock.patch.object(triton_heuristics, "reduction", side_effect=TypeError("no")):
+            self.assertIsNone(without_masks(with_a_mask()))
+
+    def test_what_is_known_of_a_size_is_in_the_source(self):
+        """Inductor makes one kernel of two that have the same source."""
+        sources = {rows: known_of(with_a_mask(), x=rows) for rows in ("s", "16*s", "64*s", "48*t")}
+        self.assertEqual(sources["s"], with_a_mask())
+        self.assertEqual(sources["16*s"], sources["48*t"])
+        self.assertEqual(len(set(sources.values())), 3)
+        self.assertEqual(known_of(with_a_mask(), x="64"), with_a_mask())
+        self.assertEqual(known_of(kernel(), x="64*s"), kernel())  # it has no mask
+        # Nor is it another kernel than the one that was measured.
+        digests = {Kernel.of(source, "triton_red_0").digest for source in sources.values()}
+        self.assertEqual(len(digests), 1)
 
     def test_what_is_replaced_is_there(self):
         """All that is PyTorch's own and not public, on every release."""
+        self.assertEqual(
+            list(inspect.signature(TritonScheduling.define_kernel).parameters),
+            ["self", "src_code", "node_schedule", "kernel"],
+        )
+        for heuristic in kernel_source._HEURISTICS:
+            parameters = inspect.signature(getattr(triton_heuristics, heuristic)).parameters
+            self.assertIn("return_configs", parameters)
         parameters = inspect.signature(TritonScheduling._emit_kernel_to_wrapper).parameters
         self.assertEqual(
             list(parameters)[:8],
@@ -257,7 +280,7 @@ class SourceTest(RangeDispatchTestCase):
         self.assertEqual(list(fixed), ["config", "filename", "triton_meta", "inductor_meta"])
 
     def test_what_is_no_kernel_stays_as_it_is(self):
-        self.assertIsNone(with_configuration("x = 1\n", CHOSEN, {}))
+        self.assertIsNone(with_configuration("x = 1\n", CHOSEN))
 
 
 class KeptTest(RangeDispatchTestCase):
@@ -420,15 +443,47 @@ class KeptTest(RangeDispatchTestCase):
         with mock.patch.object(TritonScheduling, "_emit_kernel_to_wrapper", emit):
             with triton_configs.as_measured(only):
                 TritonScheduling._emit_kernel_to_wrapper(
-                    None, None, SOME_ROWS, source, name, name, nodes, "/the/path.py", "metadata"
+                    None, None, None, source, name, name, nodes, "/the/path.py", "metadata"
                 )
             self.assertIs(TritonScheduling._emit_kernel_to_wrapper, emit)
         return found[0]
 
+    @parametrize("measured", [False, True])
+    def test_a_kernel_without_masks_does_not_serve_another_size(self, measured):
+        """Of 64 s rows and of 16 s, which may be hinted to be as many: Inductor takes a kernel that
+        has the same source for the same."""
+        known, defined = {}, []
+
+        def define(self, source, nodes, kernel):
+            defined.append(known.setdefault(source, f"kernel_{len(known)}"))
+            return defined[-1]
+
+        nodes = [SimpleNamespace(node=SimpleNamespace(origins={"op"}))]
+        graph = SimpleNamespace(sizevars=SizeVarAllocator(ShapeEnv()))
+        rows = sympy.Symbol("s", integer=True, positive=True)
+        with (
+            mock.patch.object(TritonScheduling, "define_kernel", define),
+            V.set_graph_handler(graph),
+            triton_configs.as_measured({"op" if measured else "another"}),
+        ):
+            for multiple in (64, 16, 64):
+                trees = [SimpleNamespace(prefix="x", numel=multiple * rows)]
+                kernel = SimpleNamespace(range_trees=trees)
+                name = TritonScheduling.define_kernel(None, with_a_mask(), nodes, kernel)
+                self.assertEqual(name, defined[-1])
+            self.assertEqual(
+                TritonScheduling.define_kernel(None, "several in one", nodes, object()),
+                f"kernel_{len(known) - 1}",
+            )
+        same = ["kernel_0", "kernel_0", "kernel_0", "kernel_1"]
+        self.assertEqual(
+            defined, ["kernel_0", "kernel_1", "kernel_0", "kernel_2"] if measured else same
+        )
+
     def test_a_branch_gets_what_was_measured(self):
         keep(Kernel.of(kernel("measured"), "measured"), CHOSEN)
         source, path, metadata = self.emitted(kernel("final_3"), "final_3")
-        self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN, {}))
+        self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN))
         self.assertNotEqual(path, "/the/path.py")
         self.assertEqual(metadata, "metadata")
 
@@ -466,7 +521,7 @@ class KeptTest(RangeDispatchTestCase):
             def codegen(self, name):
                 node = SimpleNamespace(node=SimpleNamespace(origins={name, "another"}))
                 TritonScheduling._emit_kernel_to_wrapper(
-                    None, None, SOME_ROWS, kernel(), "triton_red_0", "triton_red_0", [node], "path"
+                    None, None, None, kernel(), "triton_red_0", "triton_red_0", [node], "path"
                 )
 
         graph = Graph()
@@ -620,7 +675,7 @@ def generated():
         )
 
 
-with mock.patch.object(triton_configs, "without_masks", lambda source, numels: None):
+with mock.patch.object(triton_configs, "without_masks", lambda source: None):
     masked = generated()
 before = generated()
 for name, source in range_dispatch_no_device.kernels(masked).items():

@@ -562,7 +562,10 @@ def _joined(tuned: _Tuned) -> region.RegionCall | None:
 def _cut(
     plans: Sequence[Sequence[tuple[Range, Candidate]]],
 ) -> list[tuple[Range, tuple[Candidate, ...]]]:
-    """The winners of several calls where they are dispatched together: cut where any changes."""
+    """The winners of several calls where they are dispatched together: cut where any changes.
+
+    Their first ranges may start apart: what is below the other one's start does not occur.
+    """
     starts = sorted({range.start for plan in plans for range, _ in plan})
     last = max(plans[0][-1][0].end, starts[-1])
     ends = [*(start - 1 for start in starts[1:]), last]
@@ -570,7 +573,9 @@ def _cut(
         (
             Range(start, end),
             tuple(
-                next(winner for range, winner in reversed(plan) if range.start <= start)
+                next(
+                    (winner for range, winner in reversed(plan) if range.start <= start), plan[0][1]
+                )
                 for plan in plans
             ),
         )

@@ -39,12 +39,46 @@ _GRIDS = {"Grid1D", "Grid2D", "Grid3D", "Grid2DWithYZOverflow"}
 # What is left of the arguments of a heuristic.
 _KEPT = ("filename", "triton_meta", "inductor_meta")
 
+# Where a kernel's source has a size, and where it says what another one is a multiple of.
+_NUMEL = re.compile(r"^    (x|r\d_)numel = (\d+)$", re.MULTILINE)
+_FACT = re.compile(r"^\s*# (x|r\d_)numel is a multiple of (\d+)$", re.MULTILINE)
+_LARGEST_BLOCK = 4096
+
+# What makes blocks other than the heuristic offers, and not smaller.
+_OTHER_BLOCKS = ("coordinate_descent_tuning", "min_xblock", "min_rblock")
+
 # Where a kernel finds out which elements there are. Of y there may be more programs than blocks,
 # where there are too many for one dimension of the grid.
 _MASK = re.compile(r"^( +(x|r\d_)mask = )\2index < \2numel$", re.MULTILINE)
 
 
-def with_configuration(source: str, chosen: Mapping[str, Any], numels: Numels) -> str | None:
+def with_facts(source: str, numels: Numels) -> str:
+    """A kernel's source with what is known of sizes that have masks and do not stand in it."""
+    multiples = {
+        prefix: _power_of_two_in(numels[prefix])
+        for _, prefix in _MASK.findall(source)
+        if prefix in numels and not numels[prefix].is_Integer
+    }
+    facts = [f"# {p}numel is a multiple of {n}\n" for p, n in sorted(multiples.items()) if n > 1]
+    return "".join([source.rstrip("\n"), "\n", *facts]) if facts else source
+
+
+def without_facts(source: str) -> str:
+    """What the source of a kernel was before ``with_facts``, but for how many lines end it."""
+    return _FACT.sub("", source)
+
+
+def _power_of_two_in(numel: sympy.Expr) -> int:
+    """The largest power of two that divides a size whatever it is, up to the largest block."""
+    power = 1
+    while power < _LARGEST_BLOCK and V.graph.sizevars.statically_known_multiple_of(
+        numel, 2 * power
+    ):
+        power *= 2
+    return power
+
+
+def with_configuration(source: str, chosen: Mapping[str, Any]) -> str | None:
     """A kernel's source with one configuration; None where it is not such a kernel."""
     found = _Heuristic.of(source)
     if found is None:
@@ -53,10 +87,10 @@ def with_configuration(source: str, chosen: Mapping[str, Any], numels: Numels) -
     arguments = [f"config={dict(chosen)!r}", *(f"{name}={text}" for name, text in kept.items())]
     lines = ["@triton_heuristics.fixed_config(", *(f"    {a}," for a in arguments), ")"]
     before, _, body = found.parts()
-    return "\n".join([*before, *lines, _without_masks(body, [chosen], numels)]) + "\n"
+    return "\n".join([*before, *lines, _without_masks(body, [chosen])]) + "\n"
 
 
-def without_masks(source: str, numels: Numels) -> str | None:
+def without_masks(source: str) -> str | None:
     """A kernel's source without the masks that none of its configurations needs.
 
     None where it is not such a kernel, or needs all of its masks.
@@ -66,33 +100,30 @@ def without_masks(source: str, numels: Numels) -> str | None:
         return None
     before, heuristic, body = found.parts()
     try:
-        unmasked = _without_masks(body, found.configurations(), numels)
+        unmasked = _without_masks(body, found.configurations())
     except Exception as reason:
         log.debug("a kernel keeps its masks: %s", first_line(reason))
         return None
     return None if unmasked == body else "\n".join([*before, *heuristic, unmasked]) + "\n"
 
 
-def _without_masks(body: str, configurations: Sequence[Mapping[str, Any]], numels: Numels) -> str:
+def _without_masks(body: str, configurations: Sequence[Mapping[str, Any]]) -> str:
     """The function of a kernel with masks that are true throughout said to be.
 
     As Inductor writes them where it knows the size, and Triton drops them.
 
-    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}], {}))
+    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}]))
         xmask = tl.full(xindex.shape, True, tl.int1)
-    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}, {"XBLOCK": 2}], {}))
+    >>> print(_without_masks("    xmask = xindex < xnumel", [{"XBLOCK": 1}, {"XBLOCK": 2}]))
         xmask = xindex < xnumel
     """
-
-    def full(block: int | None, numel: sympy.Expr | None) -> bool:
-        if block is None or block == 1 or numel is None:
-            return block == 1
-        return bool(V.graph.sizevars.statically_known_multiple_of(numel, block))
+    multiples = {p: int(n) for p, n in (*_NUMEL.findall(body), *_FACT.findall(body))}
 
     def replaced(line: re.Match[str]) -> str:
         before, prefix = line.groups()
         blocks = {configuration.get(f"{prefix.upper()}BLOCK") for configuration in configurations}
-        if not blocks or not all(full(block, numels.get(prefix)) for block in blocks):
+        multiple = multiples.get(prefix, 1)
+        if not blocks or not all(block and multiple % block == 0 for block in blocks):
             return line.group()
         return f"{before}tl.full({prefix}index.shape, True, tl.int1)"
 
@@ -146,8 +177,9 @@ class _Heuristic:
         Raises:
             ValueError: It may try larger blocks, too.
         """
-        if _entries(self.given["inductor_meta"]).get("coordinate_descent_tuning"):
-            raise ValueError("its blocks are tuned by coordinate descent")
+        meta = _entries(self.given["inductor_meta"])
+        if other := [name for name in _OTHER_BLOCKS if meta.get(name)]:
+            raise ValueError(f"its blocks depend on {other}")
         from torch._inductor.runtime import hints, triton_heuristics
 
         asked = ast.keyword("return_configs", ast.Constant(True))

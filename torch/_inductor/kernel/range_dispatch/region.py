@@ -249,7 +249,11 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
             return
         inside = first or all(user in producers for user in node.users)
         room = len(producers) < config.region_nodes
-        computed = inlines(node) and node.target is not operator.getitem
+        computed = (
+            inlines(node)
+            and node.target is not operator.getitem
+            and all(map(_is_operand, node.all_input_nodes))
+        )
         if inside and room and computed and _functional(node) and _is_tensor(node):
             producers.add(node)
             for needed in node.all_input_nodes:
@@ -298,6 +302,11 @@ def _described(nodes: Sequence[Node], names: dict[Node, Any], prefix: str) -> li
 
 def _is_tensor(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _is_operand(node: Node) -> bool:
+    """Whether the value of ``node`` can be handed to a branch; a fraction of a size can not."""
+    return isinstance(node.meta.get("val"), (torch.Tensor, int, torch.SymInt))
 
 
 class _Name(str):
@@ -461,7 +470,7 @@ def _computed_in_branches(
         type(buffer) is ir.ComputedBuffer
         and type(buffer.data) in (ir.Pointwise, ir.Reduction)
         and type(buffer.layout) in (ir.FixedLayout, ir.FlexibleLayout)
-        and buffer.get_name() not in V.graph.mutated_buffers
+        and V.graph.mutated_buffers.isdisjoint({buffer.get_name(), *buffer.get_read_names()})
     )
     return Inlined(buffer.data, in_memory=True) if plain else None
 
@@ -531,29 +540,45 @@ class _Growth:
 
     def _visit(self, node: Node) -> None:
         inputs = node.all_input_nodes
-        if any(n in self.ends for n in inputs):
+        last = any(n in self.ends for n in inputs)
+        if last and not self._is_part(node):
             self.ends.add(node)
             return
         depends = any(n in self.inside for n in inputs)
         beside = any(n in self.sources for n in inputs)
         waits = any(n in self.waiting for n in inputs)
-        near = (self.inside, self.free, self.waiting)
-        known = all(any(n in group for group in near) or _available(n) for n in inputs)
-        joins = known and self.joins(node)
+        known = all(map(self._is_known, inputs))
+        joins = known and self.joins(node) and _same_place(node, self.op_node)
         fits = known and (joins or self._fits(node))
         if joins:
             self.joined.add(node)
         if (depends or beside) and fits:
             self._take(node)
-            if is_reduction(node) and self._reduces_dispatched(node):
+            if last or (is_reduction(node) and self._reduces_dispatched(node)):
                 # It is the last thing in a branch: its result is small, and what uses it is not.
                 self.ends.add(node)
         elif depends:
             self.ends.add(node)
         elif (joins or waits) and fits:
             self.waiting.add(node)
-        elif known and not waits and _functional(node):
+        elif (
+            not waits and _functional(node) and all(n in self.free or _available(n) for n in inputs)
+        ):
             self.free.add(node)
+
+    def _is_known(self, node: Node) -> bool:
+        """Whether a consumer can have the value of ``node``."""
+        if node in self.inside or node in self.waiting:
+            return True
+        return _is_operand(node) and (node in self.free or _available(node))
+
+    def _is_part(self, node: Node) -> bool:
+        """Whether ``node`` takes one result of a reduction that has several, in the region."""
+        return (
+            node.target is operator.getitem
+            and node.args[0] in self.inside
+            and is_reduction(node.args[0])
+        )
 
     def _take(self, node: Node) -> None:
         """``node``, after those of the waiting that it needs."""
@@ -579,16 +604,13 @@ class _Growth:
         return bool((sizes[0] / sizes[1]).free_symbols & self.symbols) if 0 not in sizes else True
 
     def _is_view(self, node: Node) -> bool:
-        of_list = node.target is operator.getitem and not self._is_op(node.args[0])
+        of_list = node.target is operator.getitem and node.args[0].target in _VIEWS
         return node.target in _VIEWS or of_list
 
-    def _is_op(self, node: Any) -> bool:
-        return node is self.op_node or node in self.joined
-
     def _region(self) -> Region | None:
-        for op in filter(self._is_op, self.inside):
-            of_tensor = isinstance(op.meta.get("val"), torch.Tensor)
-            if not of_tensor and any(user not in self.inside for user in op.users):
+        for node in self.inside:
+            several = not _is_tensor(node) and not self._is_view(node)
+            if several and any(user not in self.inside for user in node.users):
                 return None
         place = {node: i for i, node in enumerate(_following(self.op_node))}
         self.inside.discard(self.op_node)
@@ -641,7 +663,8 @@ def _ordered(node: Node) -> bool:
 
 
 def _is_arithmetic(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymBool))
+    scalars = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return isinstance(node.meta.get("val"), scalars)
 
 
 def _functional(node: Node) -> bool:

@@ -39,6 +39,8 @@ from torch._inductor.kernel.range_dispatch import compat, records
 from torch._inductor.kernel.range_dispatch.kernel_source import (
     Configuration,
     with_configuration,
+    with_facts,
+    without_facts,
     without_masks,
 )
 from torch._inductor.kernel.range_dispatch.saved import cache_folder
@@ -208,7 +210,7 @@ class Kernel:
         >>> one.digest == other.digest, one.hints, other.distance(str(one))
         (True, (('x', 8),), 3.0)
         """
-        text = textwrap.dedent(source.replace(name, "KERNEL")).strip()
+        text = textwrap.dedent(without_facts(source).replace(name, "KERNEL")).strip()
         found = _HINTS.search(text)
         hints = ast.literal_eval(found.group(1)) if found is not None else {}
         text = _NO_PART.sub("", _HINTS.sub("", text, count=1))
@@ -306,7 +308,19 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
     """
     from torch._inductor.codegen.triton import TritonScheduling
 
+    define: Callable[..., Any] = TritonScheduling.define_kernel
     emit: Callable[..., Any] = TritonScheduling._emit_kernel_to_wrapper
+
+    def is_measured(nodes: Sequence[Any]) -> bool:
+        python = not getattr(V.graph, "cpp_wrapper", False)
+        return python and (only is None or not only.isdisjoint(_origins(nodes)))
+
+    def define_with_facts(self: Any, source: str, nodes: Sequence[Any], kernel: Any) -> Any:
+        if is_measured(nodes):
+            # Several kernels in one have none.
+            trees = getattr(kernel, "range_trees", ())
+            source = with_facts(source, {tree.prefix: tree.numel for tree in trees})
+        return define(self, source, nodes, kernel)
 
     def emit_fixed(
         self: Any,
@@ -319,25 +333,22 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
         path: str,
         *others: Any,
     ) -> None:
-        python = not getattr(V.graph, "cpp_wrapper", False)
-        measured = python and (only is None or not only.isdisjoint(_origins(nodes)))
         rewritten = None
-        if measured:
+        if is_measured(nodes):
             chosen = find(Kernel.of(source, name))
-            # Several kernels in one have none.
-            numels = {tree.prefix: tree.numel for tree in getattr(kernel, "range_trees", ())}
-            if chosen is not None:
-                rewritten = with_configuration(source, chosen, numels)
-            else:
-                rewritten = without_masks(source, numels)
+            rewritten = (
+                without_masks(source) if chosen is None else with_configuration(source, chosen)
+            )
         if rewritten is not None:
             source, path = rewritten, get_path(code_hash(rewritten.strip()), "py")[2]
         emit(self, wrapper, kernel, source, name, function, nodes, path, *others)
 
+    TritonScheduling.define_kernel = define_with_facts
     TritonScheduling._emit_kernel_to_wrapper = emit_fixed
     try:
         yield
     finally:
+        TritonScheduling.define_kernel = define
         TritonScheduling._emit_kernel_to_wrapper = emit
 
 
