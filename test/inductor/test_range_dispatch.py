@@ -464,9 +464,22 @@ class PlainTuningTest(RangeDispatchTestCase):
                 self.check(self.compiled(), self.eager, *self.args)
             self.assertEqual(report.plans()[0].chosen[0][1], winner)
 
-    def test_without_fallback_the_only_candidate_is_not_measured(self):
+    def test_without_fallback_the_only_candidate_is_compared_with_the_op(self):
+        def wrong(x, w):
+            return by_sin(x, w) + 1
+
+        for candidate, used in ((by_sin, "by_sin"), (wrong, OP_LABEL)):
+            report.clear()
+            torch._dynamo.reset()
+            register_custom_op_autotuning(
+                self.op, configs=[CustomOpConfig(candidate)], include_fallback=False
+            )
+            self.check(self.compiled(), self.eager, *self.args)
+            self.assertEqual(report.plans()[0].chosen[0][1], used)
+
+    def test_without_fallback_and_check_the_only_candidate_is_not_measured(self):
         register_custom_op_autotuning(
-            self.op, configs=[CustomOpConfig(by_sin)], include_fallback=False
+            self.op, configs=[CustomOpConfig(by_sin)], include_fallback=False, check=False
         )
         with mock.patch.object(tuner, "measure", side_effect=AssertionError("measured")):
             self.check(self.compiled(), self.eager, *self.args)

@@ -11,12 +11,15 @@ from range_dispatch_common import (
     force_winners,
     HAS_CPU,
     HAS_GPU,
+    inductor_config,
     OP_LABEL,
     RangeDispatchTestCase,
 )
 
 import torch
+from torch._inductor import ir
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import ir as range_dispatch_ir
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 from torch.testing._internal.inductor_utils import GPU_TYPE
 
@@ -63,6 +66,26 @@ class CodegenTest(RangeDispatchTestCase):
     def expected(self, ends, x, w):
         step = sum(x.shape[0] > end for end in ends)
         return torch.sin(x) * w + step
+
+    def test_which_ops_the_user_has_the_graph_partitioned_at(self):
+        """By the name of the op or of its overload, as where it stands outside of a branch."""
+        call = object.__new__(ir.FallbackKernel)
+        define_op("partitions", torch.sin, schema="(Tensor x) -> Tensor")
+        name = "range_dispatch_test::partitions"
+        for op, names in (
+            (torch.ops.aten.mul.Tensor, ["aten::mul.Tensor"]),
+            (torch.ops.range_dispatch_test.partitions.default, [name, f"{name}.default"]),
+        ):
+            call.op_overload = op
+            for name in names:
+                with inductor_config.patch(custom_should_partition_ops=["other::op", name]):
+                    self.assertTrue(range_dispatch_ir._partitions(call))
+            with inductor_config.patch(custom_should_partition_ops=["other::op"]):
+                self.assertFalse(range_dispatch_ir._partitions(call))
+        call.op_overload = None
+        with inductor_config.patch(custom_should_partition_ops=["other::op"]):
+            self.assertFalse(range_dispatch_ir._partitions(call))
+            self.assertFalse(range_dispatch_ir._partitions(object.__new__(ir.ExternKernel)))
 
     @parametrize("device", DEVICES)
     def test_one_chain_in_ascending_order(self, device):

@@ -3,9 +3,11 @@
 
 import functools
 import itertools
+import re
 import unittest
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 from range_dispatch_common import (
     config,
@@ -37,6 +39,8 @@ from torch._inductor.kernel.custom_op import (
     CustomOpConfig,
     register_custom_op_autotuning,
 )
+from torch._inductor.kernel.range_dispatch import tuner
+from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -953,6 +957,55 @@ class ImplementationsTest(RecordingTestCase):
             self.assertEqual(sorted("at::vec::Vectorized" in k for k in exps), [False, True])
             others = [k for k in kernels if k not in exps]
             self.assertTrue(all("at::vec::Vectorized" in k for k in others))
+
+    @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
+    @parametrize("cpp_wrapper", [False, True])
+    def test_config_patches_of_a_winner_that_is_inlined_in_a_branch(self, cpp_wrapper):
+        """An implementation calls another registered op; what is beside that has vectors."""
+        inner = define_op("patches_inner", lambda x: x.exp(), schema="(Tensor x) -> Tensor")
+        outer = define_op("patches_outer", lambda x, w: x, schema="(Tensor x, Tensor w) -> Tensor")
+        register_custom_op_autotuning(
+            inner,
+            configs=[CustomOpConfig(lambda x: x.exp(), config_patches={"cpp.simdlen": 0})],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+            split_points=[8],
+        )
+
+        def calls(x, w):
+            return (torch.ops.range_dispatch_test.patches_inner(x) @ w).cos()
+
+        def other(x, w):
+            return (x.exp() @ w).cos() + 0.0
+
+        register_custom_op_autotuning(
+            outer,
+            configs=[CustomOpConfig(calls), CustomOpConfig(other)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+            split_points=[8],
+        )
+
+        def measured(bench, contenders, point):
+            labels = [c.candidate.label for c in contenders]
+            wanted = {"calls" if point.size == 8 else "other", "<lambda>(cpp.simdlen=0)"}
+            return [Measurement(label, 1.0 if label in wanted else 2.0) for label in labels]
+
+        compiled = torch.compile(lambda x, w: outer(x, w), dynamic=True)
+        x, w = torch.randn(8, 64), torch.randn(64, 64)
+        with (
+            mock.patch.object(tuner, "measure", measured),
+            inductor_config.patch(cpp_wrapper=cpp_wrapper),
+        ):
+            code = final_code(compiled, x, w)
+            for rows in (8, 9):
+                x = torch.randn(rows, 64)
+                self.assertEqual(compiled(x, w), (x.exp() @ w).cos())
+        functions = re.findall(r"extern \"C\".*?\n}\n", code, re.DOTALL)
+        exps = [f for f in functions if "exp()" in f or "std::exp" in f]
+        others = [f for f in functions if "cos" in f and f not in exps]
+        self.assertEqual((len(exps) > 1, len(others) > 0), (True, True))
+        if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+            self.assertEqual({"at::vec::Vectorized" in f for f in exps}, {False, True})
+            self.assertTrue(all("at::vec::Vectorized" in f for f in others))
 
     @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
     @parametrize("cpp_wrapper", [False, True])

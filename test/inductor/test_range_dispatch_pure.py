@@ -18,6 +18,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from torch._guards import compile_context, CompileContext, CompileId
+from torch._inductor.codegen.common import custom_backend_codegen_configs
 from torch._inductor.kernel import custom_op, range_dispatch
 from torch._inductor.kernel.range_dispatch import config, fingerprint
 from torch._inductor.kernel.range_dispatch.candidates import CustomOpConfig
@@ -673,6 +675,31 @@ class TestFingerprint(TestCase):
             self.assertEqual(config.registrations, "")
         self.assertEqual(len(seen), 1)
         self.assertNotIn("", seen)
+
+    def test_what_is_registered_is_described_when_a_key_is_made(self):
+        """A helper may be defined below, and a global changed after, what registers an op."""
+        scope = {"__name__": "a_module_of_the_user"}
+        exec("def function(x): return helper(x) * FACTOR", scope)
+        op = torch.ops.aten.mul.Tensor
+        custom_op.register_custom_op_autotuning(op, [CustomOpConfig(scope["function"])])
+        self.addCleanup(custom_op.unregister_custom_op_autotuning, op)
+        keyed = custom_backend_codegen_configs["range_dispatch"]
+
+        def key():
+            return keyed.save_config_portable(ignore_private_configs=False)["registered"]
+
+        seen = [config.registrations]
+        self.assertEqual(key(), seen[0])
+        for change in ("def helper(x): return x", "def helper(x): return x + 1", "FACTOR = 2"):
+            exec(change, scope)
+            seen.append(key())
+            self.assertEqual(key(), seen[-1])
+        self.assertEqual(len(set(seen)), 4)
+        # Within one compilation it is asked for several times.
+        compilation = CompileContext(CompileId(frame_id=7, frame_compile_id=0))
+        once = mock.patch.object(fingerprint, "describe", side_effect=[seen[0]])
+        with compile_context(compilation), once:
+            self.assertEqual(key(), key())
 
 
 CACHED = """

@@ -31,6 +31,7 @@ from torch._inductor.kernel.range_dispatch import (
     description,
     fingerprint,
     records,
+    saved,
     signature,
     tuner,
 )
@@ -112,6 +113,19 @@ class FilesTest(TestCase):
         self.assertEqual(self.found(self.open()), ROW)
         self.assertEqual(len(list(self.folder.glob("*.json"))), 1)
 
+    def test_a_file_has_the_rights_of_new_files(self):
+        """Others may read what lies in a folder that is shared."""
+        before = os.umask(0o022)
+        self.addCleanup(os.umask, before)
+        self.save()
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o644)
+
+    def test_a_generation_that_is_no_text_is_one(self):
+        with mock.patch.object(saved, "cache_folder", lambda: self.folder):
+            self.assertEqual(saved.generation(), "")
+            saved.generation_file().write_bytes(b"\xff\xfe")
+            self.assertNotEqual(saved.generation(), "")
+
     def test_writers_add_to_each_other(self):
         one, other = self.open(), None
         one.add("64", ROW)
@@ -192,13 +206,14 @@ class FilesTest(TestCase):
             "newer",
             "entries",
             "nan",
+            "huge",
             "type",
         ],
     )
     def test_unusable_files_are_ignored_with_one_warning(self, what):
         self.save()
         content = json.loads(self.path.read_text())
-        ours = what in ("truncated", "entries", "nan", "type")
+        ours = what in ("truncated", "entries", "nan", "huge", "type")
         if what == "truncated":
             text = self.path.read_text()[:-40]
         elif what == "binary":
@@ -217,6 +232,8 @@ class FilesTest(TestCase):
                 content["entries"] = [1]
             elif what == "nan":
                 entry["probes"]["64"]["aaaa"]["milliseconds"] = math.nan
+            elif what == "huge":
+                entry["probes"]["64"]["aaaa"]["milliseconds"] = 10**400
             else:
                 entry["probes"]["64"]["aaaa"] = "fast"
             text = json.dumps(content)
@@ -413,10 +430,10 @@ class TunedOnceTest(RangeDispatchTestCase):
     def key(self):
         """What a compile cache hashes of us now, in what might be a new process."""
         with mock.patch.object(fingerprint, "_this_process", str(uuid.uuid4())):
-            saved = custom_backend_codegen_configs["range_dispatch"].save_config_portable(
+            kept = custom_backend_codegen_configs["range_dispatch"].save_config_portable(
                 ignore_private_configs=False
             )
-        return saved["records"]
+        return kept["records"]
 
     def test_what_a_compile_writes_does_not_change_the_key(self):
         for options in ({}, {"records": self.folder / "named"}):
@@ -738,6 +755,33 @@ class IdentityTest(TestCase):
 
         self.assertEqual(identity(one), identity(one))
         self.assertNotEqual(identity(one), identity(other))
+
+    def test_of_what_calls_an_operator_follows_its_definition(self):
+        """By its path, as an overload, and as a packet."""
+
+        def identities(function):
+            op = torch.library.custom_op("range_dispatch_test::called", function, mutates_args=())
+            op.register_fake(torch.empty_like)
+            packet = torch.ops.range_dispatch_test.called
+            implementations = (
+                lambda x: torch.ops.range_dispatch_test.called(x),
+                lambda x: packet(x),
+                packet.default,
+            )
+            kept.append(op)
+            return [description.identity(implementation) for implementation in implementations]
+
+        def one(x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+        def other(x: torch.Tensor) -> torch.Tensor:
+            return x + 2
+
+        kept: list = []
+        first = identities(one)
+        self.assertEqual(identities(one), first)
+        for before, after in zip(first, identities(other), strict=True):
+            self.assertNotEqual(before, after)
 
     def test_what_has_no_description_is_another_each_time(self):
         class Odd:

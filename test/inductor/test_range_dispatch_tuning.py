@@ -1222,21 +1222,27 @@ class TimingTest(TuningTestCase):
         self.assertEqual(len(ran) - before, 3)
 
     def test_the_thread_count_stays(self):
-        threads = torch.get_num_threads()
-        seen = []
+        """A candidate that changes it is timed with what it sets, and no other is."""
+        threads, seen = torch.get_num_threads(), []
 
-        def run():
+        def greedy(x: torch.Tensor) -> torch.Tensor:
+            torch.set_num_threads(threads + 1)
+            return x + 1
+
+        def modest(x: torch.Tensor) -> torch.Tensor:
             seen.append(torch.get_num_threads())
-            torch.set_num_threads(threads + 1)
+            return x + 1
 
-        try:
-            timer = timing.make_timer(lambda: None, torch.device("cpu"))
-            timing._cpu_timer(run, 1.0)
-            torch.set_num_threads(threads + 1)
-            timer()
-            self.assertEqual(torch.get_num_threads(), threads)
-        finally:
-            torch.set_num_threads(threads)
+        self.addCleanup(torch.set_num_threads, threads)
+        ops = [define_op(f"threads_{f.__name__}", f, torch.empty_like) for f in (greedy, modest)]
+        op = define_op("threads", lambda x: x + 1, schema="(Tensor x) -> Tensor")
+        register_custom_op_autotuning(
+            op, configs=[CustomOpConfig(lambda x, f=f, of="": f(x), of=f._name) for f in ops]
+        )
+        with config.patch(tuning_rounds=2, early_stop=math.inf):
+            torch.compile(lambda x: op(x), dynamic=False)(torch.randn(4))
+        self.assertEqual(set(seen), {threads})
+        self.assertEqual(torch.get_num_threads(), threads)
 
     def test_a_row_is_timed_by_one_method(self):
         """Where one of a row can't be captured, all of it is timed by events."""

@@ -1020,12 +1020,18 @@ class _Contest:
 
     def _measure(self, points: Sequence[Sequence[Point]]) -> list[Measured] | None:
         """A time for each contender; None where nothing may be measured or is on record."""
-        if len(self.contenders) < (1 if _forced() else 2):
-            row = tuple(Measurement(c.candidate.label, 0.0) for c in self.contenders)
-            return [Measured((), row) for _ in points]
         if _forced() is False:
             return [Measured() for _ in points]
+        rivals = len(self.contenders) > 1 or _forced()
+        if not self.contenders or not (rivals or self._is_to_be_checked()):
+            row = tuple(Measurement(c.candidate.label, 0.0) for c in self.contenders)
+            return [Measured((), row) for _ in points]
         return grid.fill(self.registration, self.bench, self.contenders, points)
+
+    def _is_to_be_checked(self) -> bool:
+        """Whether an implementation that has no rival has to give the op's answers all the same."""
+        implementations = [c for c in self.contenders if not c.candidate.is_op]
+        return bool(implementations) and self.registration.check is not None and not grid.pinned()
 
     def _rule_out(self, measurement: Measurement, range: Range) -> None:
         """Say, once, that what showed in ``range`` puts a candidate out for all ranges."""

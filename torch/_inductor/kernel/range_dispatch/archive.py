@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,6 @@ def copy(source: Path, target: Path, wanted: Choice) -> list[Moved]:
                 merged["entries"][digest] = _merged(merged["entries"].get(digest), entry)
             merged["_metadata"] = _about(content, merged)
             records.replace_file(file, _text(merged))
-            _make_readable(file)
         _forget_lock(file)
         moved.append(_moved(file, content, taken))
     return moved
@@ -133,13 +131,6 @@ def _times(entry: Mapping[str, Any]) -> int:
 
 def _text(content: Content) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _make_readable(path: Path) -> None:
-    """Give a file, which was private while it was written, the rights that new files get."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def _forget_lock(path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch._inductor.kernel.range_dispatch.registration import Registration
-from torch._library.custom_ops import CustomOpDef
+from torch._library.custom_ops import CustomOpDef, OPDEFS
 from torch._ops import OpOverload, OpOverloadPacket
 
 
@@ -127,7 +127,7 @@ class _Describer:
         if isinstance(value, CustomOpDef):
             return f"op:{value._qualname}:{self.describe(value._init_fn)}"
         if isinstance(value, (OpOverload, OpOverloadPacket)):
-            return f"op:{value}"
+            return f"op:{value}:{self.describe(_defined(value))}"
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, _BY_NAME):
@@ -185,6 +185,12 @@ def _qualified(named: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def _defined(op: OpOverload | OpOverloadPacket) -> CustomOpDef | None:
+    """What ``torch.library`` made an operator of, where it was made in Python."""
+    name = op._schema.name if isinstance(op, OpOverload) else op._qualified_op_name
+    return OPDEFS.get(name)
+
+
 @functools.cache
 def _is_library(module: str | None) -> bool:
     """Whether a module is Python's, PyTorch's or Triton's: their versions are in the keys."""
@@ -193,7 +199,7 @@ def _is_library(module: str | None) -> bool:
 
 
 def _globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that ``function`` reads, and what it reads of modules among them."""
+    """The globals that ``function`` reads, what it reads of modules among them, and operators."""
     names = _names(function.__code__)
     found: dict[str, Any] = {}
     for name in names:
@@ -202,6 +208,11 @@ def _globals_of(function: types.FunctionType) -> dict[str, Any]:
             found |= {f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)}
         elif name in function.__globals__:
             found[name] = value
+    if "ops" in names:  # torch.ops.namespace.name
+        for qualified, op in sorted(OPDEFS.items()):
+            namespace, _, name = qualified.partition("::")
+            if namespace in names and name in names:
+                found[f"ops.{qualified}"] = op
     return {
         name: _qualified(value) if _is_defined_elsewhere(value, function) else value
         for name, value in sorted(found.items())

@@ -5,10 +5,13 @@ implementations in it: neither FxGraphCache nor AOTAutogradCache knows of regist
 hash the config modules of custom backends, on every supported release, so ours among them carries
 in whatever it is asked to.
 
-That is, first, a hash of everything registered, of the patch's own files and of the knobs. And
-second, the tuning records that decide what is generated: asked for when a key is made, before the
-compile, which may measure and write records of its own. What it writes must not change the key,
-or the next process would look for another one than the code was kept under. Therefore:
+That is, first, a hash of everything registered, of the patch's own files and of the knobs. What is
+registered is described when a key is made, since it is traced after that: a helper may be defined,
+or a global get another value, after an op was registered.
+
+And second, the tuning records that decide what is generated, also as they are when a key is made,
+before the compile, which may measure and write records of its own. What it writes must not change
+the key, or the next process would look for another one than the code was kept under. Therefore:
 
 - Of the folder that is named, to be shipped, those measurements count that Inductor's cache
   directory does not have as well. What is measured here goes into both; what was shipped is not
@@ -29,6 +32,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch._guards import CompileContext
 from torch._inductor.codegen.common import custom_backend_codegen_configs
 from torch._inductor.kernel.range_dispatch import config, grid, records, saved, signature
 from torch._inductor.kernel.range_dispatch.description import describe, hash_of
@@ -37,20 +41,16 @@ from torch._inductor.kernel.range_dispatch.registration import Registration
 
 def publish(registrations: Iterable[Registration]) -> None:
     """Make the compile caches tell these registrations from all others."""
-    ordered = sorted(registrations, key=lambda r: str(r.op))
-    texts = {id(r): _described.get(id(r)) or (r, describe(r)) for r in ordered}
+    _published[:] = sorted(registrations, key=lambda r: str(r.op))
     _described.clear()
-    _described.update(texts)
-    described = [text for _, text in texts.values()]
-    described.append(saved.generation())
-    # A process that registered nothing keeps stock's cache keys.
-    config.registrations = hash_of([own_source(), *described]) if texts else ""
+    config.registrations = registrations_key()
     knobs: Any = _Keyed(sys.modules[config.__name__])
     custom_backend_codegen_configs["range_dispatch"] = knobs
 
 
-# What is published now, so that registering one more op does not describe all others again.
-_described: dict[int, tuple[Registration, str]] = {}
+_published: list[Registration] = []
+# The hash of them by Dynamo's number of a compilation, which asks for it several times.
+_described: dict[Any, str] = {}
 # Under this name nothing is found that another process compiled.
 _this_process = str(uuid.uuid4())
 
@@ -66,17 +66,29 @@ class _Keyed:
 
     def save_config_portable(self, **options: Any) -> dict[str, Any]:
         saved = dict(self._knobs.save_config_portable(**options))
-        return {**saved, "records": records_key()}
+        return {**saved, "registered": registrations_key(), "records": records_key()}
+
+
+def registrations_key() -> str:
+    """A hash of what is registered, as it is now; nothing, if nothing is: stock's cache keys."""
+    if not _published:
+        return ""
+    compilation = CompileContext.current_compile_id()
+    if compilation is not None and compilation in _described:
+        return _described[compilation]
+    parts = [own_source(), *map(describe, _published), saved.generation()]
+    _described.clear()
+    found = _described[compilation] = hash_of(parts)
+    return found
 
 
 def records_key() -> str:
     """A hash of the tuning records that count for what is registered, as they are now."""
-    registrations = [registration for registration, _ in _described.values()]
-    if not config.use_records or not registrations:
+    if not config.use_records or not _published:
         return ""
     # What another process compiled was not measured anew.
     parts = [_this_process] if config.retune else []
-    for registration in registrations:
+    for registration in _published:
         folders = signature.folders(registration)
         state = records.state(registration.op.name(), folders, everything=grid.pinned())
         parts.append(json.dumps(state, sort_keys=True))

@@ -44,7 +44,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
 )
 from torch._inductor.kernel.range_dispatch.timing import templates_replayed
 from torch._inductor.kernel.range_dispatch.triton_configs import as_measured
-from torch._inductor.utils import convert_symint_to_expr, is_cudagraph_unsafe_op
+from torch._inductor.utils import convert_symint_to_expr, get_op_names, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.utils._ordered_set import OrderedSet
@@ -210,6 +210,9 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
         if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
             self.scheduler.default_device_context = device
 
+    def generate_kernels(self) -> None:
+        self.scheduler.codegen()
+
     def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
         """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
         self.dying = dying
@@ -225,7 +228,7 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
             self.init_wrapper_code()
             self.schedule(outer)
             self.wrapper_code.push_codegened_graph(self)
-            self.scheduler.codegen()
+            self.generate_kernels()
             self.wrapper_code.generate(self.is_inference)
             self.wrapper_code.pop_codegened_graph()
         return self.wrapper_code
@@ -438,18 +441,20 @@ class RangeDispatch(ir.ExternKernel):
 
     def generate(self, branch: BranchLowering, write: Callable[[BranchLowering], T]) -> T:
         """What ``write`` makes of a branch; where its hints get in the way, of it without them."""
-        shared = V.graph.wrapper_code.src_to_kernel
-        defined = dict(shared)
         if branch.branch.known is None:
             return write(branch)
+        wrapper = V.graph.wrapper_code
+        caches = [wrapper.src_to_kernel, wrapper.user_defined_kernel_cache]
+        defined = [dict(cache) for cache in caches]
         try:
             with compat.sums_without_guards(HintsDisagree):
                 return write(branch)
         except Exception as reason:
             log.debug("%s is generated for the hints of the graph: %s", branch.name, reason)
         # Kernels that were defined for what is thrown away.
-        shared.clear()
-        shared.update(defined)
+        for cache, before in zip(caches, defined, strict=True):
+            cache.clear()
+            cache.update(before)
         with compat.lowered_normally(branch.being_lowered):
             plain = _lowered(replace(branch.branch, known=None), branch.values)
         plain.output_names = branch.output_names
@@ -469,7 +474,16 @@ def _capture_hazard(branch: BranchLowering) -> str | None:
             return f"{name} of a branch has a size that depends on data"
         if is_cudagraph_unsafe_op(operation):
             return f"{name} of a branch is not safe to capture"
+        if _partitions(operation):
+            return f"{name} of a branch is among config.custom_should_partition_ops"
     return None
+
+
+def _partitions(operation: ir.Operation) -> bool:
+    """Whether the user asks for partitions of the graph that end at ``operation``."""
+    op = operation.op_overload if isinstance(operation, ir.FallbackKernel) else None
+    asked = inductor_config.custom_should_partition_ops
+    return op is not None and not set(get_op_names(op)).isdisjoint(asked)
 
 
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:

@@ -74,7 +74,7 @@ def _generate(
         for shared in ("device_ops", "device_types", "device_idxs", "device_type"):
             setattr(branch, shared, getattr(outer, shared))
         branch.schedule(outer)
-        branch.scheduler.codegen()
+        branch.generate_kernels()
         _hand_over(wrapper, branch, outputs)
         if unused := dying - wrapper.freed - _freed_in(wrapper.lines):
             wrapper.lines.insert(0, wrapper.make_free_by_names(list(unused)))

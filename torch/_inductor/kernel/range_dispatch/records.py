@@ -311,7 +311,7 @@ def _grid_from_json(entry: Mapping[str, Any]) -> Grid:
             str(probe): {str(c): _measurement(value) for c, value in row.items()}
             for probe, row in entry["probes"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _NotUsable(f"an entry is malformed ({error!r})", ours=True) from None
 
 
@@ -388,11 +388,19 @@ def replace_file(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
+        _make_readable(Path(name))
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _make_readable(path: Path) -> None:
+    """Give a file, which is private while it is written, the rights that new files get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager

@@ -254,7 +254,7 @@ def generation_file() -> Path:
 def generation() -> str:
     """What goes into the keys of compile caches, so that a new tuning is not hidden by them."""
     try:
-        return generation_file().read_text()
+        return generation_file().read_text(errors="replace")
     except OSError:
         return ""
 

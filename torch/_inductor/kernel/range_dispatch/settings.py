@@ -47,9 +47,11 @@ def attach(operations: Iterable[Any], patches: Mapping[str, Any]) -> None:
 def _generate_within(
     graph: Any, context: Callable[[], contextlib.AbstractContextManager[Any]]
 ) -> None:
-    # For a sub-graph the Python wrapper calls codegen(), the C++ wrapper codegen_subgraph().
-    for method in ("codegen", "codegen_subgraph"):
-        setattr(graph, method, _within(context, getattr(graph, method)))
+    # For a sub-graph the Python wrapper calls codegen(), the C++ wrapper codegen_subgraph(), and
+    # both call generate_kernels() for a branch of a dispatch.
+    for method in ("codegen", "codegen_subgraph", "generate_kernels"):
+        if hasattr(graph, method):
+            setattr(graph, method, _within(context, getattr(graph, method)))
 
 
 def _within(

@@ -85,7 +85,8 @@ def make_timer(
         NotCaptured: ``captured`` is asked for and can't be.
         Exception: Whatever ``run`` raises.
     """
-    once = _one_call(run, device)
+    with same_thread_count():
+        once = _one_call(run, device)
     if once > config.time_limit_s:
         limit = f"{config.time_limit_s:g} s (config.time_limit_s)"
         raise OverTimeLimit(f"one call takes {once:.3g} s, the limit is {limit}")
@@ -117,19 +118,28 @@ def _one_call(run: Runner, device: torch.device) -> float:
     return max(time.perf_counter() - started, 1e-7)
 
 
+@contextlib.contextmanager
+def same_thread_count() -> Iterator[None]:
+    """After it, PyTorch has as many threads as before, whatever a candidate has set."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
 def _cpu_timer(run: Runner, once: float) -> Timer:
     """By the clock; with ``once`` seconds a call, as often as the budget allows."""
     calls = max(_FEWEST_CALLS, min(1000, int(config.tuning_budget_ms / 1e3 / once)))
-    threads = torch.get_num_threads()
 
     def timer() -> float:
-        if torch.get_num_threads() != threads:  # a candidate may have changed it
-            torch.set_num_threads(threads)
         times = []
-        for _ in range(calls):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
+        with same_thread_count():
+            for _ in range(calls):
+                started = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - started)
         return statistics.median(times) * 1e3
 
     return Timer("clock", timer)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from torch._inductor.kernel.range_dispatch import config
 from torch._inductor.kernel.range_dispatch.benchmark_module import BenchmarkModule, ModuleFile
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.kernel.range_dispatch.row import described, DeviceLost, Entrant, failure, Row
+from torch._inductor.kernel.range_dispatch.timing import free_memory
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 
@@ -291,6 +293,11 @@ def _serve(connection: Connection) -> None:
             connection.send(("cannot", described(error)))
             continue
         _answer(connection, row, places)
+        # Until there is another row, which may be never, this process keeps nothing of it.
+        device = row.device
+        del row
+        gc.collect()
+        free_memory(device)
 
 
 def _load(path: str) -> Row:
