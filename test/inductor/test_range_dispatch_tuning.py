@@ -1223,7 +1223,8 @@ class TimingTest(TuningTestCase):
 
     def test_the_thread_count_stays(self):
         """A candidate that changes it is timed with what it sets, and no other is."""
-        threads, seen = torch.get_num_threads(), []
+        threads, measure = torch.get_num_threads(), tuner.measure
+        seen, after = [], []
 
         def greedy(x: torch.Tensor) -> torch.Tensor:
             torch.set_num_threads(threads + 1)
@@ -1239,10 +1240,17 @@ class TimingTest(TuningTestCase):
         register_custom_op_autotuning(
             op, configs=[CustomOpConfig(lambda x, f=f, of="": f(x), of=f._name) for f in ops]
         )
-        with config.patch(tuning_rounds=2, early_stop=math.inf):
+
+        def measured(*args):
+            found = measure(*args)
+            after.append(torch.get_num_threads())
+            return found
+
+        every_round = config.patch(tuning_rounds=2, early_stop=math.inf)
+        with every_round, mock.patch.object(tuner, "measure", measured):
             torch.compile(lambda x: op(x), dynamic=False)(torch.randn(4))
         self.assertEqual(set(seen), {threads})
-        self.assertEqual(torch.get_num_threads(), threads)
+        self.assertEqual(after, [threads])
 
     def test_a_row_is_timed_by_one_method(self):
         """Where one of a row can't be captured, all of it is timed by events."""

@@ -53,7 +53,7 @@ NAMES = (
 
 
 # The shares of the time limit after which the next phase begins, whatever is left undone.
-COMPILED, TUNED, FOUND = 0.45, 0.75, 0.85
+COMPILED, TUNED, FOUND = 0.55, 0.75, 0.85
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ import functools
 import json
 import sys
 import uuid
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def publish(registrations: Iterable[Registration]) -> None:
 
 
 _published: list[Registration] = []
-# The hash of them by Dynamo's number of a compilation, which asks for it several times.
-_described: dict[Any, str] = {}
+# The hash of them in a compilation, which asks for it several times.
+_described: weakref.WeakKeyDictionary[CompileContext, str] = weakref.WeakKeyDictionary()
 # Under this name nothing is found that another process compiled.
 _this_process = str(uuid.uuid4())
 
@@ -73,12 +74,12 @@ def registrations_key() -> str:
     """A hash of what is registered, as it is now; nothing, if nothing is: stock's cache keys."""
     if not _published:
         return ""
-    compilation = CompileContext.current_compile_id()
+    compilation = CompileContext.try_get()
     if compilation is not None and compilation in _described:
         return _described[compilation]
-    parts = [own_source(), *map(describe, _published), saved.generation()]
-    _described.clear()
-    found = _described[compilation] = hash_of(parts)
+    found = hash_of([own_source(), *map(describe, _published), saved.generation()])
+    if compilation is not None:
+        _described[compilation] = found
     return found
 
 

@@ -297,7 +297,8 @@ def _serve(connection: Connection) -> None:
         device = row.device
         del row
         gc.collect()
-        free_memory(device)
+        with contextlib.suppress(Exception):  # of a device that is lost
+            free_memory(device)
 
 
 def _load(path: str) -> Row:
