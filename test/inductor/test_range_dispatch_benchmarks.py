@@ -23,6 +23,7 @@ if TOOLS.exists():
     import chart
     import end_to_end_summary as summary
     import measuring
+    import selection
     import workers
 
 
@@ -150,6 +151,37 @@ class FiguresTest(TestCase):
             for _ in range(2):
                 with self.assertRaisesRegex(workers.Lost, "out of time"):
                     slow.ask({"a": 1}, time.monotonic() + 0.2)
+
+
+@unittest.skipUnless(TOOLS.exists(), "this tree was landed without the tools")
+class SelectionTest(TestCase):
+    def test_sizes_inside_of_the_ranges(self):
+        self.assertEqual(selection.sweep_sizes([8, 64], 512, 1), [5, 37, 289])
+        inside = selection.sweep_sizes([8, 64], 512, 3)
+        self.assertEqual(len(inside), 9)
+        self.assertFalse({8, 64, 512} & set(inside))
+
+    def test_figures(self):
+        """Two ranges; at their ends `a` and `b` are best, and at 6 `b` is by far."""
+        times = {
+            4: {"a": 1.0, "b": 1.01},
+            6: {"a": 4.0, "b": 1.0},
+            8: {"a": 1.0, "b": 2.0},
+            12: {"a": 2.0, "b": 1.0},
+            16: {"a": 2.0, "b": 1.0},
+        }
+        plans = [{4: "a", 6: "a", 12: "b"}, {4: "b", 6: "a", 12: "b"}]
+        found = selection.figures(plans, times, [8], [8, 16])
+        self.assertAlmostEqual(found["regret_geomean"], (1.01 * 16.0) ** (1 / 6))
+        self.assertEqual(found["regret_worst"], 4.0)
+        self.assertAlmostEqual(found["top1_agreement"], 3 / 6)
+        self.assertAlmostEqual(found["top1_agreement_within_noise"], 4 / 6)
+        self.assertEqual((found["flips"], found["flips_over_2_percent"]), (1, 0))
+        self.assertAlmostEqual(found["flip_worst"], 1.01)
+        self.assertAlmostEqual(found["bucket_transfer_geomean"], 4.0 ** (1 / 3))
+        self.assertEqual(found["bucket_transfer_worst"], 4.0)
+        self.assertEqual(found["best_single"], "b")
+        self.assertAlmostEqual(found["best_single_geomean"], 1.01 ** (1 / 3))
 
 
 @unittest.skipUnless(TOOLS.exists(), "this tree was landed without the tools")

@@ -3,6 +3,7 @@
 
 import re
 import unittest
+from types import SimpleNamespace
 
 from range_dispatch_common import (
     define_op,
@@ -17,9 +18,11 @@ from range_dispatch_common import (
 )
 
 import torch
+from torch._dynamo.source import ConstantSource
 from torch._inductor import ir
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import ir as range_dispatch_ir
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 from torch.testing._internal.inductor_utils import GPU_TYPE
 
@@ -66,6 +69,16 @@ class CodegenTest(RangeDispatchTestCase):
     def expected(self, ends, x, w):
         step = sum(x.shape[0] > end for end in ends)
         return torch.sin(x) * w + step
+
+    def test_a_size_that_depends_on_data_is_not_captured(self):
+        """A recording would be made for each; PyTorch's own conditional is not captured either."""
+        env = ShapeEnv()
+        unbacked = env.create_unbacked_symint().node.expr
+        backed = env.create_symbol(7, ConstantSource("rows"), dynamic_dim=DimDynamic.DYNAMIC)
+        for symbols, captured in (([backed], True), ([backed, unbacked], False)):
+            node = SimpleNamespace(constant_args=symbols, branches=[])
+            hazard = range_dispatch_ir.RangeDispatch._hazard(node)
+            self.assertEqual(hazard is None, captured)
 
     def test_which_ops_the_user_has_the_graph_partitioned_at(self):
         """By the name of the op or of its overload, as where it stands outside of a branch."""

@@ -673,6 +673,26 @@ class OtherWrappersTest(CppTestCase):
             x = torch.randn(n, WIDTH)
             self.assert_near(compiled(x, w), picked(x, x, w))
 
+    def test_the_wrapper_for_fx_gets_torch_cond(self):
+        """It has kernels of Triton's alone, so on a CPU it gets no further than to be lowered."""
+        op, lowered = self.blended(), []
+        lower = dispatch._inline_conditional
+
+        def spy(*args):
+            lowered.append(lower(*args))
+            return lowered[-1]
+
+        fx = inductor_config.patch(fx_wrapper=True, cpp_wrapper=False)
+        with (
+            fx,
+            mock.patch.object(dispatch, "_inline_conditional", spy),
+            force_winners(pick),
+            self.assertRaisesRegex(Exception, "FX conversion only supports Triton"),
+        ):
+            x, w = torch.randn(5, WIDTH), torch.randn(WIDTH, WIDTH)
+            torch.compile(lambda x, w: op(x, x, w), dynamic=True)(x, w)
+        self.assertEqual(len(lowered), 1)
+
     def test_where_kernels_are_tuned_by_running_the_graph(self):
         # The graph would run at one size, and the other branches' kernels would stay untuned.
         package = types.SimpleNamespace(aot_mode=True, device_types={GPU_TYPE or "cuda"})

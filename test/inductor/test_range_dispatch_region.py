@@ -449,6 +449,64 @@ class ResultsTest(RegionTestCase):
         self.assertEqual(plan.rejected, ())
 
 
+class BoundsTest(RegionTestCase):
+    """What is in the branches, by the report, and that the results are right."""
+
+    def inside(self, graph, **settings):
+        self.register(scale)
+        compiled = torch.compile(lambda *args: graph(scale, *args), fullgraph=True)
+        with self.forced(scale), config.patch(**settings):
+            for rows in (20, 5):
+                args = inputs(rows, "cpu")[:2]
+                expected = graph(scale_low if rows <= SPLIT else scale_high, *args)
+                torch.manual_seed(7)
+                self.assertEqual(compiled(*args), expected)
+        (plan,) = report.plans()
+        self.assertEqual(plan.rejected, ())
+        return plan.region
+
+    @parametrize("nodes", [0, 1, 2, 64])
+    def test_a_region_is_bounded(self, nodes):
+        graph = lambda op, x, w: op(x, w).sin().exp().cos()  # noqa: E731
+        self.assertEqual(len(self.inside(graph, region_nodes=nodes)), min(nodes, 3))
+
+    def test_what_is_random_stays_outside(self):
+        """Each branch would draw for itself, and in another order than the rest of the graph."""
+
+        def graph(op, x, w):
+            y = op(x, w) + 1
+            noise = torch.rand_like(y)
+            return y + 0.0 * noise + (noise >= 0)
+
+        region = self.inside(graph)
+        self.assertFalse([name for name in region if "rand" in name])
+        self.assertIn("add", region[0])
+
+    def test_what_mutates_ends_a_region(self):
+        def graph(op, x, w):
+            y = op(x, w) + 1
+            z = y * 2
+            bump(z)
+            return z * y
+
+        self.assertEqual(len(self.inside(graph)), 2)
+
+    def test_ops_in_a_chain_make_one_comparison(self):
+        self.register(scale)
+        self.register(norm)
+
+        def measured(bench, contenders, point):
+            wanted = "low" if point.size <= SPLIT else "high"
+            labels = [contender.candidate.label for contender in contenders]
+            return [Measurement(label, 1.0 if wanted in label else 2.0) for label in labels]
+
+        compiled = torch.compile(lambda x, w: norm(scale(x, w).tanh(), w), fullgraph=True)
+        with mock.patch.object(tuner, "measure", measured):
+            code = final_code(compiled, *inputs(20, "cpu")[:2])
+        self.assertEqual(len(re.findall(rf"if s\d+ <= {SPLIT}:", code)), 1)
+        self.assertEqual(len(report.plans()), 2)
+
+
 class TuningTest(RegionTestCase):
     @parametrize("device", DEVICES)
     @parametrize("used_outside", [False, True])
@@ -488,6 +546,7 @@ class TuningTest(RegionTestCase):
         self.assertTrue(overloads <= set(needs_realized_inputs))
 
 
+instantiate_parametrized_tests(BoundsTest)
 instantiate_parametrized_tests(TuningTest)
 instantiate_parametrized_tests(KernelsTest)
 instantiate_parametrized_tests(ResultsTest)

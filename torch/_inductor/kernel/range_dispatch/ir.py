@@ -47,6 +47,7 @@ from torch._inductor.kernel.range_dispatch.triton_configs import as_measured
 from torch._inductor.utils import convert_symint_to_expr, get_op_names, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._ordered_set import OrderedSet
 
 
@@ -379,7 +380,7 @@ class RangeDispatch(ir.ExternKernel):
         """
         if self.get_device().type == "cpu":
             return
-        hazard = next(filter(None, map(_capture_hazard, self.branches)), None)
+        hazard = self._hazard()
         if hazard is None:
             return
         cudagraphs_log.info("%s is not captured: %s", self.name, hazard)
@@ -390,6 +391,12 @@ class RangeDispatch(ir.ExternKernel):
             while isinstance(root, SubgraphLowering):
                 root = root.parent
             root.disable_cudagraphs_reason = root.disable_cudagraphs_reason or hazard
+
+    def _hazard(self) -> str | None:
+        """Why it can't be captured: what is in a branch, or sizes, each of which is recorded."""
+        if free_unbacked_symbols(self.constant_args):
+            return "a size that it has depends on data"
+        return next(filter(None, map(_capture_hazard, self.branches)), None)
 
     def get_free_symbol_uses(self, unbacked_only: bool = False) -> OrderedSet[sympy.Symbol]:
         used = [ir.get_free_symbols(symbol, unbacked_only) for symbol in self.constant_args]
