@@ -5,6 +5,10 @@ a block of one row always has its row, and where rows are taken apart in 64 part
 as many elements as rows: blocks of 2 or 32 of them are always full. What a static compile knows of
 its sizes, a dynamic one often knows of its blocks. It matters most for what runs: on an H100 masks
 are a tenth of the time of a softmax over 4096 columns.
+
+Inductor makes one kernel of two that have the same source, and sizes that are not known do not
+stand in it. So what is used of them is first written there, as a comment (``with_facts``): what is
+left out of a kernel is decided by its source alone.
 """
 
 from __future__ import annotations
