@@ -29,6 +29,8 @@ from torch._inductor.utils import run_and_get_code
 from torch.testing._internal.inductor_utils import GPU_TYPE, HAS_CPU, HAS_GPU
 
 
+SCALAR_KERNELS = {"cpp.simdlen": 1}
+VECTOR_KERNELS = {"cpp.simdlen": None}  # as Inductor has it
 DEVICES = (["cpu"] if HAS_CPU else []) + ([GPU_TYPE] if HAS_GPU else [])
 
 
@@ -40,12 +42,20 @@ def stock_custom_op() -> Path:
 
 
 class RangeDispatchTestCase(TestCase):
-    """Starts without registrations, plans and counters; every registration is undone after."""
+    """Starts without registrations, plans and counters; every registration is undone after.
+
+    Kernels for the CPU have no vector instructions unless ``vectors`` says so: g++ needs a third
+    of the time for them, which is most of the time that the tests take.
+    """
+
+    vectors = False
 
     def setUp(self) -> None:
         super().setUp()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
+        if not self.vectors:
+            stack.enter_context(inductor_config.patch(SCALAR_KERNELS))
         # Code of one test must not be served to another whose faked timings differ.
         stack.enter_context(inductor_config.patch(fx_graph_cache=False))
         stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
@@ -169,5 +179,7 @@ __all__ = [
     "predicates",
     "RangeDispatchTestCase",
     "report",
+    "SCALAR_KERNELS",
     "stock_custom_op",
+    "VECTOR_KERNELS",
 ]

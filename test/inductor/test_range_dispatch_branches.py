@@ -65,6 +65,8 @@ def guards_of_graphs():
 
 
 class BranchTestCase(RangeDispatchTestCase):
+    vectors = True
+
     def make(self, low, high, fake):
         op = define_op("branch", low, fake, schema="(Tensor x, Tensor w) -> Tensor")
         register_custom_op_autotuning(

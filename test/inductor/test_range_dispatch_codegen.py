@@ -40,6 +40,8 @@ def branch_lines(code: str) -> list[str]:
 
 
 class CodegenTest(RangeDispatchTestCase):
+    vectors = True
+
     def make(self, *ends, patches=None):
         """An op whose winner is another implementation in every range, told apart by `step`."""
         op = define_op(

@@ -24,6 +24,7 @@ from range_dispatch_common import (
     OP_LABEL,
     packages_load,
     RangeDispatchTestCase,
+    VECTOR_KERNELS,
 )
 
 import torch
@@ -338,7 +339,8 @@ class ChainTest(CppTestCase):
         # The vector length is visible in CPU code.
         op, winner = self.stepped((3, 5), patches={1: {"cpp.simdlen": 1}})
         compiled = torch.compile(lambda x: (op(x), x * 3), dynamic=True, fullgraph=True)
-        with inductor_config.patch(cpp_wrapper=True), force_winners(winner):
+        settings = {"cpp_wrapper": True, **VECTOR_KERNELS}
+        with inductor_config.patch(settings), force_winners(winner):
             code = final_code(compiled, torch.randn(4, WIDTH))
         kernels = re.split(r"^extern \"C\"\s+void\s+(cpp_\w+)\(", code, flags=re.MULTILINE)
         sources = dict(zip(kernels[1::2], kernels[2::2], strict=True))

@@ -76,6 +76,8 @@ def unified_takes(milliseconds, winners=EACH):
 
 
 class OneKernelTestCase(RangeDispatchTestCase):
+    vectors = True
+
     def setUp(self) -> None:
         super().setUp()
         stack = contextlib.ExitStack()

@@ -22,6 +22,7 @@ from range_dispatch_common import (
     OP_LABEL,
     predicates,
     report,
+    VECTOR_KERNELS,
 )
 from range_dispatch_recording import (
     noted,
@@ -923,6 +924,7 @@ class ImplementationsTest(RecordingTestCase):
         )
 
     @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
+    @inductor_config.patch(VECTOR_KERNELS)
     def test_config_patches_change_the_kernels_of_their_branch_only(self):
         """No vectors in one branch; the other, and what is around the op, is generated as ever."""
         op = define_op("patches_cpu", lambda x: x.exp(), schema="(Tensor x) -> Tensor")
@@ -960,6 +962,7 @@ class ImplementationsTest(RecordingTestCase):
 
     @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
     @parametrize("cpp_wrapper", [False, True])
+    @inductor_config.patch(VECTOR_KERNELS)
     def test_config_patches_of_a_winner_that_is_inlined_in_a_branch(self, cpp_wrapper):
         """An implementation calls another registered op; what is beside that has vectors."""
         inner = define_op("patches_inner", lambda x: x.exp(), schema="(Tensor x) -> Tensor")
@@ -1009,6 +1012,7 @@ class ImplementationsTest(RecordingTestCase):
 
     @unittest.skipUnless(HAS_CPU, "requires a CPU compiler")
     @parametrize("cpp_wrapper", [False, True])
+    @inductor_config.patch(VECTOR_KERNELS)
     def test_config_patches_change_the_kernels_of_an_inlined_winner_only(self, cpp_wrapper):
         op = define_op("patches_inlined", lambda x: x.exp(), schema="(Tensor x) -> Tensor")
         register_custom_op_autotuning(

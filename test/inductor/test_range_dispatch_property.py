@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-from range_dispatch_common import config, custom_op, inductor_config, RangeDispatchTestCase, report
+from range_dispatch_common import config, custom_op, RangeDispatchTestCase, report
 
 import torch
 import torch.fx.experimental._config as shapes_config
@@ -44,8 +44,6 @@ CASES_PER_GRAPH = 8
 GRAPHS_PER_TEST = 5
 # Sizes of the first call.
 FIRST_SIZES = (11, 27, 41)
-# They compile faster.
-SCALAR_KERNELS = {"cpp.simdlen": 1}
 OP = 0  # what the op itself tells; its implementations tell 1, 2, ...
 
 # What ran, as (case, what it tells), and the cases by number.
@@ -963,11 +961,11 @@ class TestRangeDispatchProperty(RangeDispatchTestCase):
         define_cases(drawn)
         try:
             # Sizes, strides and offsets that happen to be equal at first must not be taken for one.
-            with shapes_config.patch(use_duck_shape=False), inductor_config.patch(SCALAR_KERNELS):
+            with shapes_config.patch(use_duck_shape=False):
                 run_graph(drawn, self, mode)
         except Exception as error:
             said = "".join(traceback.format_exception_only(error))[:3000]
-            with shapes_config.patch(use_duck_shape=False), inductor_config.patch(SCALAR_KERNELS):
+            with shapes_config.patch(use_duck_shape=False):
                 again = reproduce(drawn, self, mode)
             raise AssertionError(f"{said}\n{again}") from error
         finally:

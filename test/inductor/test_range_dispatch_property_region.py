@@ -596,6 +596,8 @@ def moving_strides(tensor: torch.Tensor) -> list[int]:
 
 
 class TestRangeDispatchRegions(RangeDispatchTestCase):
+    vectors = True
+
     def run_cases(self, numbers: Sequence[int]) -> None:
         compiled = []
         with recorded_kernels() as kernels:

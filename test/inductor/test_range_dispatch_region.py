@@ -296,6 +296,8 @@ def codegen_only() -> Any:
 
 
 class RegionTestCase(RangeDispatchTestCase):
+    vectors = True
+
     def register(self, op: Any, **options: Any) -> tuple[Any, Any]:
         low, high = OPS[op]
         register_custom_op_autotuning(
