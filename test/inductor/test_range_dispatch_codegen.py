@@ -4,6 +4,7 @@
 import re
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 
 from range_dispatch_common import (
     define_op,
@@ -14,13 +15,16 @@ from range_dispatch_common import (
     HAS_GPU,
     inductor_config,
     OP_LABEL,
+    predicates,
     RangeDispatchTestCase,
+    VECTOR_KERNELS,
 )
 
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._inductor import ir
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch import compat
 from torch._inductor.kernel.range_dispatch import ir as range_dispatch_ir
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
@@ -40,8 +44,6 @@ def branch_lines(code: str) -> list[str]:
 
 
 class CodegenTest(RangeDispatchTestCase):
-    vectors = True
-
     def make(self, *ends, patches=None):
         """An op whose winner is another implementation in every range, told apart by `step`."""
         op = define_op(
@@ -159,7 +161,7 @@ class CodegenTest(RangeDispatchTestCase):
             r"^\s+(?:if .*|elif .*|else):$", "\n".join(branch_lines(code)), flags=re.M
         )
         bodies = bodies[1:4]
-        (operand,) = set(re.findall(r"\bdel (buf\d+)$", bodies[0], re.MULTILINE))
+        (operand,) = set(re.findall(r"\bdel (buf\d+)\b", bodies[0]))
         for body in bodies[:2]:
             self.assertEqual(len(re.findall(rf"\bdel {operand}\b", body)), 1, body)
         last = bodies[2].split("extern_kernels")[0]
@@ -208,6 +210,7 @@ class CodegenTest(RangeDispatchTestCase):
         prefixes = set(re.findall(r"\b(\w+)_le_3_buf\d", code))
         self.assertEqual(len(prefixes), 3)
 
+    @inductor_config.patch(VECTOR_KERNELS)
     def test_config_patches_hold_in_their_branch_only(self):
         # The vector length is visible in CPU code; each branch asks for its own.
         def patches(step):
@@ -228,7 +231,126 @@ class CodegenTest(RangeDispatchTestCase):
         self.assertEqual({branch for branch, name in calls.items() if name in scalar}, {"le_5"})
 
 
+def doubled(x, w):
+    """Between x and what is returned is something that no kernel fuses with."""
+    return (x.sin() * 2).cumsum(0) + w
+
+
+def shifted(x, w):
+    return (x.sin() + 1).cumsum(0) * w
+
+
+class InPlaceTest(RangeDispatchTestCase):
+    """Operands that end in a branch are written in place of, as in a graph of the winner alone."""
+
+    def setUp(self):
+        super().setUp()
+        self.op = define_op(
+            "ends",
+            doubled,
+            lambda x, w: torch.empty_like(x),
+            schema="(Tensor x, Tensor w) -> Tensor",
+        )
+        register_custom_op_autotuning(
+            self.op,
+            configs=[CustomOpConfig(doubled), CustomOpConfig(shifted)],
+            dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 64},
+            split_points=[8],
+        )
+        self.winners = force_winners({8: "doubled", 64: "shifted"})
+
+    def inputs(self, rows, device="cpu"):
+        return torch.randn(rows, 6, device=device), torch.randn(6, 6, device=device)
+
+    def paths(self, code):
+        """What runs on each path of the generated call."""
+        call = code[code.index("def call(") :]
+        before, small, rest = re.split(r"^ +(?:if s\d+ <= .*|else):$", call, flags=re.MULTILINE)
+        large, end, after = rest.partition("_mark and ")
+        self.assertTrue(end)
+        return [before + small + after, before + large + after]
+
+    def allocations(self, code):
+        return len(re.findall(r" = empty_strided\w*\(", code))
+
+    def taken_over(self, code):
+        """Outer buffers whose memory a branch writes its own results to."""
+        return re.findall(r"_(?:le|gt)_\d+_buf\d+ = (buf\d+); del \1  # reuse", code)
+
+    def check_both(self, compiled, graph, device="cpu"):
+        for rows, implementation in ((5, doubled), (20, shifted)):
+            x, w = self.inputs(rows, device)
+            given = x.clone()
+            self.assertEqual(compiled(x, w), graph(implementation)(x, w))
+            self.assertEqual(x, given)
+
+    @parametrize("device", DEVICES)
+    def test_as_many_allocations_as_the_winner_alone(self, device):
+        def graph(implementation):
+            return lambda x, w: implementation(x @ w, w[0]) @ w
+
+        x, w = self.inputs(5, device)
+        compiled = torch.compile(graph(self.op), dynamic=True, fullgraph=True)
+        with self.winners:
+            paths = self.paths(final_code(compiled, x, w))
+        self.check_both(compiled, graph, device)
+        torch._dynamo.reset()
+        for path, implementation in zip(paths, (doubled, shifted), strict=True):
+            self.assertEqual(len(self.taken_over(path)), 1)
+            alone = torch.compile(graph(implementation), dynamic=True, fullgraph=True)
+            self.assertEqual(self.allocations(path), self.allocations(final_code(alone, x, w)))
+
+    @parametrize(
+        "graph",
+        {
+            "an_input": lambda op: lambda x, w: op(x, w[0]),
+            "used_later": lambda op: lambda x, w: (lambda y: op(y, w[0]) + y.cumsum(1))(x @ w),
+            "an_output": lambda op: lambda x, w: (lambda y: (op(y, w[0]), y))(x @ w),
+            "joined": lambda op: lambda x, w: op(torch.cat([x @ w, x @ w.t()], 1), w[0, 0]),
+        }.items(),
+        name_fn=lambda graph: graph[0],
+    )
+    def test_what_is_needed_elsewhere_is_not_written_to(self, graph):
+        _, graph = graph
+        compiled = torch.compile(graph(self.op), dynamic=True, fullgraph=True)
+        with self.winners:
+            code = final_code(compiled, *self.inputs(5))
+        self.assertEqual(predicates(code), [8])
+        self.assertEqual(self.taken_over(code), [])
+        self.check_both(compiled, graph)
+
+    def test_memory_that_two_operands_share_is_not_written_to(self):
+        """A complex number's view of an operand is a buffer of its own to the scheduler."""
+
+        def graph(implementation):
+            def function(x, w):
+                y = x @ w
+                viewed = torch.view_as_complex(y.unflatten(1, (3, 2)))
+                return implementation(y, torch.view_as_real(viewed).flatten(1))
+
+            return function
+
+        compiled = torch.compile(graph(self.op), dynamic=True, fullgraph=True)
+        with self.winners:
+            code = final_code(compiled, *self.inputs(5))
+        self.assertEqual(predicates(code), [8])
+        self.assertEqual(self.taken_over(code), [])
+        self.check_both(compiled, graph)
+
+    def test_memory_written_on_another_stream_is_not_written_to(self):
+        """What reads it there may not be done."""
+        compiled = torch.compile(lambda x, w: self.op(x @ w, w[0]), dynamic=True, fullgraph=True)
+        with (
+            self.winners,
+            mock.patch.object(compat, "on_another_stream", return_value=True) as asked,
+        ):
+            code = final_code(compiled, *self.inputs(5))
+        self.assertEqual(self.taken_over(code), [])
+        self.assertEqual({call.args[0] for call in asked.call_args_list}, {"buf0"})
+
+
 instantiate_parametrized_tests(CodegenTest)
+instantiate_parametrized_tests(InPlaceTest)
 
 if __name__ == "__main__":
     from torch._inductor.test_case import run_tests

@@ -117,6 +117,12 @@ def entry(code):
     raise AssertionError("no C++ entry point")
 
 
+def enumerate_matches(pattern, lines):
+    """The lines that a pattern matches, each with its number."""
+    matches = ((i, pattern.fullmatch(line)) for i, line in enumerate(lines))
+    return [(i, match) for i, match in matches if match]
+
+
 class CppTestCase(RangeDispatchTestCase):
     def register(self, op, *configs, ends=ENDS, **dispatch_on):
         register_custom_op_autotuning(
@@ -203,14 +209,16 @@ class ChainTest(CppTestCase):
             x = torch.randn(n, WIDTH, device=device)
             self.assert_near(compiled(x, w), expected(x, w))
 
-        # The cosine is used by the op only: gone after its last use, or where it is not used.
+        # The cosine is used by the op only: gone after its last use, which may write in its place,
+        # or where it is not used.
+        ends = re.compile(r"(buf\d+)\.reset\(\);|auto \w+ = std::move\((buf\d+)\);  // reuse")
         frees = []
         for block in blocks(code):
-            (free,) = [i for i, line in enumerate(block.lines) if re.match(r"buf\d+\.reset", line)]
-            operand = block.lines[free].partition(".")[0]
+            ((free, end),) = enumerate_matches(ends, block.lines)
+            operand = end.group(1) or end.group(2)
             uses = [i for i, line in enumerate(block.lines) if re.search(rf"\b{operand}\b", line)]
             self.assertEqual(uses[-1], free)
-            frees.append((operand, len(uses) > 1))
+            frees.append((operand, len(uses) > 1 or end.group(2) is not None))
         self.assertEqual(frees, [(operand, used) for used in (True, True, False, True)])
         self.assertEqual(blocks(code)[2].lines[0], f"{operand}.reset();")
 
@@ -230,6 +238,36 @@ class ChainTest(CppTestCase):
             x = torch.randn(n, WIDTH, device=device)
             y = x @ w
             self.assert_near(compiled(x, w), (picked(x, y, w), y))
+
+    def test_an_operand_that_ends_is_written_in_place_of(self):
+        """Each kernel writes to the memory of what ends with it, but an input of the graph."""
+
+        def one(x, w):
+            return (x.sin() * 2).cumsum(0) + w
+
+        def two(x, w):
+            return (x.sin() + 1).cumsum(0) * w
+
+        op = define_op("ends", one, schema="(Tensor x, Tensor w) -> Tensor")
+        self.register(op, one, two, ends=(4,), range_upper_bound=64)
+        winner = {4: "one", 64: "two"}.__getitem__
+
+        def product(implementation):
+            return lambda x, w: implementation(x @ w, w[0])
+
+        def given(implementation):
+            return lambda x, w: implementation(x, w[0])
+
+        w = torch.randn(WIDTH, WIDTH)
+        for graph, count in ((product, 1), (given, 0)):
+            compiled, code = self.compile(graph(op), winner, torch.randn(5, WIDTH), w)
+            moved = [re.findall(r"std::move\((buf\d+)\);  // reuse", b.text) for b in blocks(code)]
+            self.assertEqual([len(names) for names in moved], [count] * 2)
+            for n, implementation in ((3, one), (8, two)):
+                x = torch.randn(n, WIDTH)
+                before = x.clone()
+                self.assertEqual(compiled(x, w), graph(implementation)(x, w))
+                self.assertEqual(x, before)
 
     def test_several_outputs(self):
         library = torch.library.Library("range_dispatch_cpp", "FRAGMENT")
@@ -501,7 +539,7 @@ class NestingTest(CppTestCase):
         compiled, code = self.compile(f, pick, torch.randn(5, WIDTH), w)
         chains = [block.test.startswith("if") for block in blocks(code)]
         self.assertEqual(chains, [True, False, False, False] * 2)
-        self.assertEqual(len(set(re.findall(r"\b(\w+)_le_4_buf0_handle\b", code))), 2)
+        self.assertEqual(len(set(re.findall(r"\b(\w+)_le_4_buf0\b", code))), 2)
         for n in BOUNDARIES:
             x = torch.randn(n, WIDTH)
             self.assert_near(compiled(x, w), picked(picked(x, x * 2, w).cumsum(0), x, w))
@@ -540,8 +578,9 @@ class NestingTest(CppTestCase):
         self.assertEqual(tests, ["4", "8", "16"])
         self.assertNotIn("if (", without.text)
         # What ends with the outer dispatch ends in each branch of the inner one.
-        (operand,) = set(re.findall(r"^(buf\d+)\.reset", within.text, re.MULTILINE))
-        self.assertEqual(len(re.findall(rf"^{operand}\.reset", within.text, re.MULTILINE)), 4)
+        ends = re.findall(r"^(buf\d+)\.reset|std::move\((buf\d+)\);  // reuse", within.text, re.M)
+        self.assertEqual(len(ends), 4)
+        self.assertEqual(len({"".join(names) for names in ends}), 1)
         for n in (*BOUNDARIES, 20, 21):
             x = torch.randn(n, WIDTH)
             self.assert_near(compiled(x, w), expected(x, w))

@@ -80,6 +80,31 @@ def {name}(out_ptr0, xnumel, XBLOCK : tl.constexpr):
 """
 
 
+def pointwise(pointers, mutated):
+    """A kernel that adds two operands, given its pointers with their types and alignments."""
+    given = [part.split() for part in (*pointers.split(", "), "xnumel: i32")]
+    names = [name.rstrip(":") for name, *_ in given]
+    signature = {name: kind for name, (_, kind, *_) in zip(names, given, strict=True)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, part in enumerate(given) if len(part) == 3}
+    first, second = names[0], names[1]
+    written = next(name for name in names if "out_ptr" in name)
+    return f"""
+@triton_heuristics.pointwise(
+    size_hints={{'x': 64}},
+    filename=__file__,
+    triton_meta={{'signature': {signature}, 'constants': {{}}, 'configs': [{aligned}]}},
+    inductor_meta={{'grid_type': 'Grid1D', 'mutated_arg_names': {mutated}, 'num_load': 2}},
+)
+@triton.jit
+def triton_poi_0({", ".join(names)}, XBLOCK : tl.constexpr):
+    xoffset = tl.program_id(0) * XBLOCK
+    tmp0 = tl.load({first} + (xoffset), None)
+    tmp1 = tl.load({second} + (xoffset), None)
+    tmp2 = tmp0 + tmp1
+    tl.store({written} + (xoffset), tmp2, None)
+"""
+
+
 CHOSEN = {"XBLOCK": 8, "num_warps": 2, "num_stages": 1}
 SOME = Kernel.of(kernel(), "triton_red_0")
 
@@ -131,6 +156,30 @@ class SourceTest(RangeDispatchTestCase):
             kernel(meta="'grid_type': 'Grid2D', "),
         ):
             self.assertNotEqual(one, Kernel.of(other, "triton_red_0").digest)
+
+    def test_a_kernel_that_writes_in_place_is_the_same(self):
+        """An operand that ends in a branch is written to; a benchmark module needs it again."""
+        two = pointwise("in_ptr0: *fp32 16, in_ptr1: *bf16, out_ptr0: *fp32 16", [])
+        one = pointwise("in_out_ptr0: *fp32 16, in_ptr0: *bf16", ["in_out_ptr0"])
+        self.assertEqual(Kernel.of(one, "triton_poi_0"), Kernel.of(two, "triton_poi_0"))
+        for other in (
+            # Another operand is written to, another type, another alignment, another function.
+            pointwise("in_ptr0: *fp32 16, in_out_ptr0: *bf16", ["in_out_ptr0"]),
+            pointwise("in_out_ptr0: *fp32 16, in_ptr0: *fp32", ["in_out_ptr0"]),
+            pointwise("in_out_ptr0: *fp32 16, in_ptr0: *bf16 16", ["in_out_ptr0"]),
+            one.replace("tmp0 + tmp1", "tmp0 * tmp1"),
+            one.replace("tl.load(in_ptr0", "tl.load(in_out_ptr0"),
+        ):
+            self.assertNotEqual(Kernel.of(other, "triton_poi_0"), Kernel.of(two, "triton_poi_0"))
+
+    def test_pointers_that_are_not_only_read_and_written_count_by_name(self):
+        add = pointwise("in_ptr0: *fp32, in_ptr1: *fp32, out_ptr0: *fp32", [])
+        atomic = [
+            source.replace("tl.store(", "tl.atomic_add(")
+            for source in (add, add.replace("in_ptr", "in_out_ptr"))
+        ]
+        digests = {Kernel.of(source, "triton_poi_0").digest for source in (add, *atomic)}
+        self.assertEqual(len(digests), 3)
 
     @parametrize("heuristic", ["pointwise", "reduction", "persistent_reduction"])
     def test_one_configuration(self, heuristic):

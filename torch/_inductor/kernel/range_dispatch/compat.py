@@ -31,6 +31,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 if TYPE_CHECKING:
     from torch._inductor.graph import GraphLowering
+    from torch._inductor.ir import Operation
     from torch._inductor.runtime.benchmarking import Benchmarker
 
 
@@ -268,6 +269,15 @@ def stream_of(node: Node) -> int | None:
     return None if find is None else find(node)
 
 
+def on_another_stream(buffer: str, operation: Operation) -> bool:
+    """Whether ``buffer`` was written on another stream than the one that ``operation`` is on."""
+    scheduler = V.graph.scheduler
+    find = getattr(scheduler, "has_cross_stream_hazard", None)
+    if find is None:
+        return False
+    return bool(find(buffer, scheduler.name_to_node[operation.get_operation_name()]))
+
+
 # ---------------------------------------------------------------------------------------------
 # The C++ wrapper's memos of what its code has declared so far; 2.14 has another name for one.
 
@@ -415,6 +425,9 @@ DIFFERENCES = (
     ),
     Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
     Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("stream_of",)),
+    Difference(
+        "_inductor.scheduler:Scheduler.has_cross_stream_hazard", "2.12", ("on_another_stream",)
+    ),
     Difference(
         "_inductor.sizevars:SizeVarAllocator.guarding_hint_or_throw",
         "2.12",

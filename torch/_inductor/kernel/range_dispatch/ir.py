@@ -28,6 +28,7 @@ from torch._inductor.codegen.common import (
 )
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import (
+    FreeIfNotReusedLine,
     PythonWrapperCodegen,
     SubgraphPythonWrapperCodegen,
     WrapperLine,
@@ -44,6 +45,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
 )
 from torch._inductor.kernel.range_dispatch.timing import templates_replayed
 from torch._inductor.kernel.range_dispatch.triton_configs import as_measured
+from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
 from torch._inductor.utils import convert_symint_to_expr, get_op_names, is_cudagraph_unsafe_op
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule
@@ -203,8 +205,14 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
         self.device_ops = get_device_op_overrides(self.device_type)
         self.wrapper_code = BranchWrapper(self)
 
-    def schedule(self, outer: GraphLowering) -> None:
-        """Make the scheduler. The device that ``outer`` is in need not be entered again."""
+    def schedule(self, outer: GraphLowering, donated: OrderedSet[str]) -> None:
+        """Make the scheduler. The device that ``outer`` is in need not be entered again.
+
+        Kernels may write in place of the outer buffers ``donated``.
+        """
+        for name in donated & OrderedSet(self.graph_inputs_original):
+            buffer = ir.DonatedBuffer(name=name, layout=self.graph_inputs_original[name].layout)
+            self.graph_inputs_original[name] = buffer
         self._update_scheduler()
         with V.set_graph_handler(outer):  # which keeps it, on behalf of the scheduler
             device = outer.scheduler.current_device
@@ -214,8 +222,16 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
     def generate_kernels(self) -> None:
         self.scheduler.codegen()
 
-    def generate(self, outer: GraphLowering, dying: OrderedSet[str]) -> BranchWrapper:
-        """Schedule and generate the branch; ``dying`` are the outer buffers that end with it."""
+    def generate(
+        self, outer: GraphLowering, dying: OrderedSet[str], donated: OrderedSet[str]
+    ) -> BranchWrapper:
+        """Schedule and generate the branch.
+
+        Args:
+            outer: The graph that the node is in.
+            dying: The outer buffers that end with the branch.
+            donated: Those of them whose memory its kernels may write to.
+        """
         self.dying = dying
         # A planner of memory pools would number them as the outer one does.
         settings = {"graph_partition": False, "memory_planning": False}
@@ -227,7 +243,7 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
             templates_replayed(),
         ):
             self.init_wrapper_code()
-            self.schedule(outer)
+            self.schedule(outer, donated)
             self.wrapper_code.push_codegened_graph(self)
             self.generate_kernels()
             self.wrapper_code.generate(self.is_inference)
@@ -306,8 +322,10 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
             self.wrapper_call.writeline(f"del {', '.join(bound)}")
 
     def _still_bound(self) -> list[str]:
-        """The branch's own names that hold a tensor after what has been generated so far."""
-        bound: dict[str, None] = {}
+        """What holds a tensor after all that has been generated: names of the branch's own, and
+        outer ones that end here, since the planner drops what would be freed last.
+        """
+        bound: dict[str, None] = dict.fromkeys(self.outer_freed)
         own = re.escape(self.graph.name)
         for line in self.wrapper_call.getvalue().splitlines():
             # A conditional's argument lists are bound on one path only, and empty after the call.
@@ -324,7 +342,16 @@ class BranchWrapper(SubgraphPythonWrapperCodegen):
             super().codegen_free(buffer)
         elif self.may_free(name):
             self.outer_freed.add(name)
-            self.writeline(f"del {name}")
+            if isinstance(self.graph.graph_inputs_original[name], ir.DonatedBuffer):
+                self.freed.add(name)
+                self.writeline(FreeIfNotReusedLine(self, buffer))
+            else:
+                self.writeline(f"del {name}")
+
+    def codegen_inplace_reuse(self, input_buffer: Any, output_buffer: Any) -> None:
+        super().codegen_inplace_reuse(input_buffer, output_buffer)
+        if input_buffer.get_name() in self.graph.graph_inputs:
+            self.outer_freed.add(input_buffer.get_name())
 
     def may_free(self, name: str) -> bool:
         """Whether an outer buffer ends in this branch, and has not yet."""
@@ -423,18 +450,37 @@ class RangeDispatch(ir.ExternKernel):
         names = OrderedSet(name for branch in self.branches for name in branch.graph_inputs)
         ended = scheduler.buffer_names_to_free - V.graph.removed_buffers - wrapper.freed
         dying = OrderedSet(name for name in names if name in ended and _can_free(name, wrapper))
+        shared = _shared_memory(scheduler)
+        donated = OrderedSet(name for name in dying - shared if self._may_overwrite(name, wrapper))
         if isinstance(wrapper, CppWrapperCpu):
-            ir_cpp.write_dispatch(wrapper, self, dying)
+            ir_cpp.write_dispatch(wrapper, self, dying, donated)
         else:
-            self._write_dispatch(wrapper, dying)
+            self._write_dispatch(wrapper, dying, donated)
         # Every path has freed them, and the node itself is no object at run time.
         wrapper.freed |= dying | OrderedSet([self.get_name()])
 
-    def _write_dispatch(self, wrapper: PythonWrapperCodegen, dying: OrderedSet[str]) -> None:
+    def _may_overwrite(self, name: str, wrapper: PythonWrapperCodegen) -> bool:
+        """Whether a branch's kernels may write in place of ``name``, which ends with the node.
+
+        The rule is the scheduler's for kernels of one graph: a buffer that was allocated for one
+        result, not part of another, and written on the stream that the node is on.
+        """
+        if isinstance(V.graph.graph_inputs_original.get(name), ir.DonatedBuffer):
+            return True
+        buffer = V.graph.scheduler.name_to_buf.get(name)
+        if buffer is None or not wrapper.can_reuse(buffer.node):
+            return False
+        owned = type(buffer.node.get_output_spec()) in (ir.FixedLayout, ir.FlexibleLayout)
+        joined = isinstance(buffer.defining_op, NopKernelSchedulerNode)
+        return owned and not joined and not compat.on_another_stream(name, self)
+
+    def _write_dispatch(
+        self, wrapper: PythonWrapperCodegen, dying: OrderedSet[str], donated: OrderedSet[str]
+    ) -> None:
         bodies = []
         for branch in self.branches:
             branch.output_names = self.output_names()
-            body = self.generate(branch, lambda b: b.generate(V.graph, dying))
+            body = self.generate(branch, lambda b: b.generate(V.graph, dying, donated))
             wrapper.imports.splice(body.imports)
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
@@ -491,6 +537,15 @@ def _partitions(operation: ir.Operation) -> bool:
     op = operation.op_overload if isinstance(operation, ir.FallbackKernel) else None
     asked = inductor_config.custom_should_partition_ops
     return op is not None and not set(get_op_names(op)).isdisjoint(asked)
+
+
+def _shared_memory(scheduler: Scheduler) -> OrderedSet[str]:
+    """Buffers whose memory another one has as well: views, and what is mutated."""
+    shared: OrderedSet[str] = OrderedSet()
+    for buffer in scheduler.name_to_buf.values():
+        others = [*buffer.get_aliases(), *buffer.get_mutations()]
+        shared.update([buffer.get_name(), *others] if others else [])
+    return shared
 
 
 def _can_free(name: str, wrapper: PythonWrapperCodegen) -> bool:

@@ -33,14 +33,23 @@ if TYPE_CHECKING:
 WRAPPERS = frozenset({CppWrapperCpu, CppWrapperGpu})
 
 
-def write_dispatch(wrapper: CppWrapperCpu, node: RangeDispatch, dying: OrderedSet[str]) -> None:
-    """Generate the branches of ``node``; ``dying`` are the outer buffers that end with it."""
+def write_dispatch(
+    wrapper: CppWrapperCpu,
+    node: RangeDispatch,
+    dying: OrderedSet[str],
+    donated: OrderedSet[str],
+) -> None:
+    """Generate the branches of ``node``.
+
+    ``dying`` are the outer buffers that end with it, ``donated`` those of them whose memory the
+    branches may write to.
+    """
     outputs = node.output_names()
     for name in outputs:
         if name is not None:
             wrapper.writeline(f"RAIIAtenTensorHandle {name};")
     bodies = [
-        node.generate(branch, lambda b: _generate(wrapper, b, dying, outputs))
+        node.generate(branch, lambda b: _generate(wrapper, b, dying, donated, outputs))
         for branch in node.branches
     ]
     size = wrapper.codegen_sizevar(node.size)
@@ -57,6 +66,7 @@ def _generate(
     wrapper: CppWrapperCpu,
     branch: BranchLowering,
     dying: OrderedSet[str],
+    donated: OrderedSet[str],
     outputs: Sequence[str | None],
 ) -> _Body:
     outer = V.graph
@@ -73,7 +83,7 @@ def _generate(
         branch.wrapper_code = wrapper
         for shared in ("device_ops", "device_types", "device_idxs", "device_type"):
             setattr(branch, shared, getattr(outer, shared))
-        branch.schedule(outer)
+        branch.schedule(outer, donated)
         branch.generate_kernels()
         _hand_over(wrapper, branch, outputs)
         if unused := dying - wrapper.freed - _freed_in(wrapper.lines):

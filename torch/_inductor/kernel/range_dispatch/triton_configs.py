@@ -67,6 +67,13 @@ _NO_PART = re.compile(
     r"'autotune_(?:local|remote)_cache': \w+, |(?:, )?'tiling_scores': (?:\{[^{}]*\}|None)"
 )
 
+# Where a kernel's source has its pointers.
+_POINTER = re.compile(r"\b(?:in_out|in|out)_ptr\d+\b")
+_ACCESS = re.compile(r"\btl\.(load|store)\((\w+_ptr\d+)\b")
+_SIGNATURE = re.compile(r"'signature': (\{[^{}]*\})")
+_ATTRIBUTES = re.compile(r"'configs': \[(\{.*?\})\]")
+_MUTATED = re.compile(r"'mutated_arg_names': \[[^\[\]]*\]")
+
 # The attribute of a kernel that has what it chose among.
 _TRIED = "range_dispatch_tried"
 
@@ -213,7 +220,7 @@ class Kernel:
         text = textwrap.dedent(without_facts(source).replace(name, "KERNEL")).strip()
         found = _HINTS.search(text)
         hints = ast.literal_eval(found.group(1)) if found is not None else {}
-        text = _NO_PART.sub("", _HINTS.sub("", text, count=1))
+        text = _by_role(_NO_PART.sub("", _HINTS.sub("", text, count=1)))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return Kernel(digest, tuple((str(k), int(v)) for k, v in sorted(hints.items())))
 
@@ -225,6 +232,54 @@ class Kernel:
         """From the hints to others of the same dimensions, in powers of two."""
         others = dict(part.split("=") for part in hints.split() if "=" in part)
         return sum(abs(math.log2(max(n, 1) / max(int(others.get(k, 1)), 1))) for k, n in self.hints)
+
+
+def _by_role(source: str) -> str:
+    """A kernel's source with its pointers named after what is done with them.
+
+    What runs may write in place of an operand that ends there, and has one pointer for both. A
+    benchmark module, which needs its inputs again, has two. It is the same kernel all the same.
+
+    >>> two = "@triton.jit\\ndef k(in_ptr0, out_ptr0):\\n t = tl.load(in_ptr0)\\n"
+    >>> two += " tl.store(out_ptr0, t)"
+    >>> one = two.replace("in_ptr0, out_ptr0):", "in_out_ptr0):")
+    >>> one = one.replace("(in_ptr0)", "(in_out_ptr0)").replace("(out_ptr0,", "(in_out_ptr0,")
+    >>> _by_role(one) == _by_role(two)
+    True
+    """
+    head, jit, function = source.partition("@triton.jit\n")
+    _, _, body = function.partition("\n")
+    roles: dict[tuple[str, str], str] = {}
+
+    def role(access: re.Match[str]) -> str:
+        kind, name = access.groups()
+        count = sum(kind == known for known, _ in roles)
+        if ("store", name) in roles and ("load", name) not in roles:
+            kind = "store"  # it reads what it has written
+        return f"tl.{access.group(1)}({roles.setdefault((kind, name), f'{kind}_{count}')}"
+
+    body = _ACCESS.sub(role, body)
+    if not jit or _POINTER.search(body):
+        return source  # it does something else with them
+    try:
+        given = _arguments(head)
+    except (ValueError, SyntaxError, TypeError, IndexError):
+        return source
+    facts = [f"{role}: {given.get(name)}" for (_, name), role in roles.items()]
+    facts += [f"{name}: {fact}" for name, fact in given.items() if not _POINTER.fullmatch(name)]
+    for part in (_SIGNATURE, _ATTRIBUTES, _MUTATED):
+        head = part.sub("", head)
+    return "\n".join([head, *facts, body])
+
+
+def _arguments(head: str) -> dict[str, str]:
+    """The arguments of a kernel: their types, and what else is known of them."""
+    signature, attributes = _SIGNATURE.search(head), _ATTRIBUTES.search(head)
+    types = ast.literal_eval(signature.group(1)) if signature is not None else {}
+    known = ast.literal_eval(attributes.group(1)) if attributes is not None else {}
+    names = list(types)
+    more = {names[place]: fact for (place,), fact in known.items()}
+    return {name: f"{kind} {more.get(name, '')}" for name, kind in types.items()}
 
 
 def keep(kernel: Kernel, chosen: Configuration) -> None:
