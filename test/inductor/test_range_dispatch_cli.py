@@ -227,6 +227,26 @@ class RecordsCommandTest(CommandTest):
         self.works("records", "prune")
         self.assertFalse(file.exists())
 
+    def test_prune_keeps_what_is_added_meanwhile(self):
+        """By a process that measures, between the look at a file and the lock of it."""
+        self.tune()
+        (file,) = saved.cache_folder().glob("*.json")
+        content = json.loads(file.read_text())
+        (entry,) = content["entries"].values()
+        old = {**entry, "environment": {"torch": "2.10.0"}}
+        file.write_text(json.dumps({**content, "entries": {"old": old}}))
+        locked = records._locked
+
+        @contextlib.contextmanager
+        def locked_late(path):
+            with locked(path):
+                path.write_text(json.dumps({**content, "entries": {"old": old, "new": entry}}))
+                yield
+
+        with mock.patch.object(records, "_locked", locked_late):
+            self.assertIn(f"removed 4 times of {NAME}", self.works("records", "prune"))
+        self.assertEqual(json.loads(file.read_text())["entries"], {"new": entry})
+
 
 class RetuneCommandTest(CommandTest):
     def test_measures_anew(self):

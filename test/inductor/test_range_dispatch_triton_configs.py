@@ -736,15 +736,60 @@ print(json.dumps([masked, before, generated()]))
 """
 
 
+IN_PLACE = """
+import json
+import sys
+
+import range_dispatch_no_device
+import torch
+from range_dispatch_common import config, define_op, force_winners
+from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
+from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
+
+range_dispatch_no_device.pretend()
+chosen = json.loads(sys.argv[1])
+config.use_records, config.remeasure_margin = False, 0.0
+op = define_op("in_place", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
+
+
+def short(x, w):
+    return (x.float() * w + 1.0).to(x.dtype)
+
+
+def long(x, w):
+    return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True)) * w).to(x.dtype)
+
+
+register_custom_op_autotuning(
+    op,
+    configs=[CustomOpConfig(short), CustomOpConfig(long)],
+    dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
+    split_points=[64],
+)
+generated = range_dispatch_no_device.generated
+with torch.no_grad():
+    # As a benchmark module has them, whose inputs are needed again.
+    for implementation in (short, long):
+        code = generated(implementation, [(32, 8192), (8192,)], torch.bfloat16)
+        for name, source in range_dispatch_no_device.kernels(code).items():
+            keep(Kernel.of(source, name), chosen)
+    with force_winners(lambda n: "short" if n <= 64 else "long"):
+        code = generated(
+            lambda x, m, w: op(x @ m, w) @ m, [(32, 8192), (8192, 8192), (8192,)], torch.bfloat16
+        )
+print(json.dumps(code))
+"""
+
+
 @unittest.skipUnless(has_triton_package(), "needs Triton")
 class NoDeviceTest(RangeDispatchTestCase):
     """What is generated for a GPU; there need not be one."""
 
-    def generated(self, *given):
+    def generated(self, *given, script=NO_DEVICE):
         """The code as Inductor writes it, before configurations are known, and after."""
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [sys.executable, "-c", NO_DEVICE, *map(json.dumps, given)],
+                [sys.executable, "-c", script, *map(json.dumps, given)],
                 env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
                 cwd=Path(__file__).parent,
                 capture_output=True,
@@ -752,6 +797,17 @@ class NoDeviceTest(RangeDispatchTestCase):
             )
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads(done.stdout.splitlines()[-1])
+
+    def test_kernels_that_write_in_place_get_what_was_measured(self):
+        code = self.generated(CHOSEN, script=IN_PLACE)
+        self.assertEqual(predicates(code), [64])
+        found = kernels(code).values()
+        self.assertEqual(len(found), 2)
+        for source in found:
+            self.assertIn("tl.store(in_out_ptr0", source)
+            name, arguments = decorator(source)
+            self.assertEqual(name, "fixed_config")
+            self.assertEqual(ast.literal_eval(arguments["config"]), CHOSEN)
 
     @parametrize("graph", ["op", "neighbours"])
     @parametrize("inlined", [None, "short", "long"])

@@ -75,17 +75,29 @@ def drop(folder: Path, unwanted: Choice, dry: bool) -> list[Moved]:
     """
     moved = []
     for path, content, out in _chosen(folder, unwanted):
-        moved.append(_moved(path, content, out))
         if dry:
-            continue
-        with records._locked(path):
-            content["entries"] = {d: e for d, e in content["entries"].items() if d not in out}
-            if content["entries"]:
-                records.replace_file(path, _text(content))
-            else:
-                path.unlink()
-        _forget_lock(path)
+            moved.append(_moved(path, content, out))
+        elif taken := _drop_from(path, unwanted):
+            moved.append(taken)
     return moved
+
+
+def _drop_from(path: Path, unwanted: Choice) -> Moved | None:
+    """Take entries out of a file, as it is once nobody else can write it."""
+    with records._locked(path):
+        try:
+            content = records._read(path)
+        except (records._NotUsable, FileNotFoundError):
+            return None  # someone else has been faster
+        op = _op(content)
+        out = {d: e for d, e in content["entries"].items() if unwanted(op, e)}
+        kept = {d: e for d, e in content["entries"].items() if d not in out}
+        if kept:
+            records.replace_file(path, _text({**content, "entries": kept}))
+        else:
+            path.unlink()
+    _forget_lock(path)
+    return _moved(path, content, out) if out else None
 
 
 def _op(content: Content) -> str:
