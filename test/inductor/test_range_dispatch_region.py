@@ -154,11 +154,21 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     ),
     "norm_and_quantisation": (norm, lambda op, x, w, r, m: quantised(op(x, w))),
     "rotation": (norm, lambda op, x, w, r, m: op(x, w) * r + rotated(op(x, w))),
+    "transposed_producer": (
+        scale,
+        lambda op, x, w, r, m: op((x + r).view(-1, 4, 8).transpose(1, 2), w[:4]) * 2,
+    ),
+    "expanded_producer": (scale, lambda op, x, w, r, m: op((r[:, :1] * 2).expand_as(x), w) + x),
+    "transposed_producer_of_a_matmul": (
+        matmul,
+        lambda op, x, w, r, m: op(x, (m * 2).t()).relu(),
+    ),
     "matmul_with_epilogue": (
         matmul,
         lambda op, x, w, r, m: torch.nn.functional.silu(op(x, m) + w),
     ),
     "matmul_with_prologue": (matmul, lambda op, x, w, r, m: op(x * r + 1, m)),
+    "matmul_with_both": (matmul, lambda op, x, w, r, m: op(x * r + 1, m).relu()),
     "two_outputs": (pair, lambda op, x, w, r, m: (lambda y, s: y * s[:, None] + r)(*op(x, w))),
     "two_ops_in_a_chain": (norm, lambda op, x, w, r, m: op(op(x + r, w).tanh(), w) + r),
     "maximum_and_its_place": (scale, lambda op, x, w, r, m: tuple((op(x, w) * r).max(-1))),

@@ -8,7 +8,9 @@ is not an operand is a constant of the call, and is bound before tracing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils import _pytree as pytree
+from torch.utils._ordered_set import OrderedSet
 
 
 class Unsupported(Exception):
@@ -212,12 +215,25 @@ def realize(node: Any, keep: bool = False) -> ir.TensorBox:
     as unrealized pointwise IR (always on 2.11, where no layout constraint ran before). With
     ``keep`` it stays that, and a copy is realized, which leaves no kernel if nothing reads it.
     """
-    if keep and (loops := unrealized(node)) is not None:
-        node = ir.TensorBox.create(loops)
+    if keep and (found := in_no_buffer(node)) is not None:
+        loops, views = found
+        node = viewed(ir.TensorBox.create(loops), views)
     realized = ir.ExternKernel.realize_input(node)
     if ir.is_storage_and_layout(realized):
         ir.as_storage_and_layout(realized, freeze=True)
-    return ir.TensorBox(realized)
+    with made_from(getattr(node, "origins", ())):
+        return ir.TensorBox(realized)
+
+
+@contextlib.contextmanager
+def made_from(origins: Iterable[Node]) -> Iterator[None]:
+    """Inside, IR has these origins, which kernels are named after, and no others."""
+    before = ir.IRNode._current_origins
+    ir.IRNode._current_origins = OrderedSet(origins)
+    try:
+        yield
+    finally:
+        ir.IRNode._current_origins = before
 
 
 def unrealized(node: Any) -> ir.Pointwise | None:
@@ -227,10 +243,40 @@ def unrealized(node: Any) -> ir.Pointwise | None:
         base = base.data
     if not (isinstance(base, ir.StorageBox) and isinstance(base.data, ir.Pointwise)):
         return None
-    with ir.IRNode.current_origins(base.data.origins):
+    with made_from(node.origins):
         return ir.Pointwise(
             device=node.get_device(),
             dtype=node.get_dtype(),
             inner_fn=node.make_loader(),
             ranges=list(node.get_size()),
         )
+
+
+def in_no_buffer(node: Any) -> tuple[ir.Pointwise, tuple[ir.BaseView, ...]] | None:
+    """The loops of a tensor that is in no buffer yet, and the views of their result that it is.
+
+    A reshaped result has loops of its own. One that is permuted or expanded stays a view of what
+    it is made from: where that has to be in memory, it need not be written in another order.
+    """
+    if (loops := unrealized(node)) is not None:
+        return loops, ()
+    base = node.data if isinstance(node, ir.TensorBox) else node
+    views: list[ir.BaseView] = []
+    while isinstance(base, (ir.ExpandView, ir.PermuteView, ir.SqueezeView, ir.View)):
+        views.insert(0, base)
+        base = base.data
+    if not (views and isinstance(base, ir.StorageBox) and isinstance(base.data, ir.Pointwise)):
+        return None
+    return copy.copy(base.data), tuple(views)
+
+
+def viewed(box: ir.TensorBox, views: Sequence[ir.BaseView]) -> ir.TensorBox:
+    """The same views of ``box``, the first of them of itself."""
+    if not views:
+        return box
+    data = box.data
+    for view in map(copy.copy, views):
+        object.__setattr__(view, "data", data)
+        data = view
+    with made_from(data.origins):
+        return ir.TensorBox(data)

@@ -35,6 +35,7 @@ from torch._inductor.codegen.wrapper import (
 )
 from torch._inductor.graph import GraphLowering, SubgraphLowering
 from torch._inductor.kernel.range_dispatch import compat, ir_cpp, profiling
+from torch._inductor.kernel.range_dispatch.call import made_from
 from torch._inductor.kernel.range_dispatch.chain import Arm, PYTHON, write_arms
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.kernel.range_dispatch.sizes import (
@@ -171,7 +172,8 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
         if not isinstance(operand, ir.IRNode):
             return operand
         self.add_device_info(operand.get_device())
-        return ir.TensorBox(self._outer(operand))
+        with made_from(operand.origins):
+            return ir.TensorBox(self._outer(operand))
 
     def _computed_here(self, operand: Inlined) -> ir.TensorBox:
         if operand not in self.inlined:
@@ -282,7 +284,9 @@ def _lower_branch(branch: FlatBranch, values: _Values) -> BranchLowering:
 def _lowered(branch: FlatBranch, values: _Values) -> BranchLowering:
     graph = BranchLowering(branch, values)
     with V.set_graph_handler(graph), inductor_config.patch(branch.config_patches):
-        with templates_replayed():
+        # A kernel is named after what it computes. That may be operands as well, or may not be.
+        op = ir.IRNode._current_origins & OrderedSet([graph.parent.current_node])
+        with templates_replayed(), made_from(op):
             graph.run(*values.fakes)
         results = [ir.TensorBox(output) for output in graph.graph_outputs]
         results += [graph.inlined[values.operands[place]] for place in values.kept]
@@ -375,8 +379,9 @@ class RangeDispatch(ir.ExternKernel):
                 read.append(ir.TensorBox.create(buffer))
         devices = [node.get_device() for node in (*read, *loops)]
         symbols = self._symbols(read)
-        for computed in loops:
-            symbols |= computed.get_free_symbol_uses()
+        for operand in operands:
+            if isinstance(operand, Inlined):
+                symbols |= operand.symbols()
         super().__init__(
             name=None,
             layout=ir.MultiOutputLayout(

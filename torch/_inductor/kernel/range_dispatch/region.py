@@ -20,7 +20,7 @@ import sympy
 import torch
 from torch._inductor import ir, lowering
 from torch._inductor.kernel.range_dispatch import compat, config
-from torch._inductor.kernel.range_dispatch.call import BoundCall, realize, unrealized
+from torch._inductor.kernel.range_dispatch.call import BoundCall, in_no_buffer, realize
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
@@ -449,7 +449,7 @@ def given(call: BoundCall) -> list[Any]:
     operands = []
     for producer, operand in zip(call.nodes, call.operands, strict=True):
         value = V.graph.env.get(producer) if isinstance(operand, ir.IRNode) else None
-        operands.append(operand if unrealized(value) is None else value)
+        operands.append(operand if value is None or in_no_buffer(value) is None else value)
     return operands
 
 
@@ -459,10 +459,13 @@ def _computed_in_branches(
     """The value of ``producer`` as IR for the branches; None where they have to read it."""
     value = V.graph.env.get(producer)
     used = any(user not in to_come or user in V.graph.env for user in outside)
-    loops = unrealized(value)
-    if loops is not None:
+    if value is not None and (found := in_no_buffer(value)) is not None:
+        loops, views = found
         wanted = any(user.op == "output" or not inlines(user) for user in outside)
-        return Inlined(loops, in_memory=wanted and not used)
+        in_memory = wanted and not used
+        if in_memory and any(isinstance(view, ir.ExpandView) for view in views):
+            return None  # its elements are in one place
+        return Inlined(loops, in_memory, views)
     if used or not (isinstance(value, ir.TensorBox) and isinstance(value.data, ir.StorageBox)):
         return None
     buffer = value.data.data
