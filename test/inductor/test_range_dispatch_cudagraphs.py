@@ -160,7 +160,8 @@ class CudaGraphsTest(RangeDispatchTestCase):
                 self.assertEqual(compiled(x, self.w), x.relu() @ self.w * 2, atol=1e-3, rtol=1e-3)
         self.assertIn("not safe to capture", "\n".join(logged.output))
 
-    def test_peak_memory_is_the_winners(self):
+    @parametrize("residual", [False, True])
+    def test_peak_memory_is_the_winners(self, residual):
         def peak(function, x):
             function(x, self.w)
             torch.cuda.synchronize()
@@ -173,7 +174,10 @@ class CudaGraphsTest(RangeDispatchTestCase):
             return after
 
         def graph(implementation):
-            # The op stays between two matmuls, which nothing fuses with, dispatched or alone.
+            # The op stays between matmuls, which nothing fuses with, dispatched or alone. Two of
+            # them are read for the last time in its branch, and one is to be written in place of.
+            if residual:
+                return lambda x, w: (implementation(x @ w, w) + x @ w.t()) @ w
             return lambda x, w: implementation(x @ w, w) @ w
 
         dispatched = torch.compile(graph(self.op), dynamic=True, fullgraph=True)

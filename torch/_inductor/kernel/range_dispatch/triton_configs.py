@@ -11,11 +11,11 @@ sizes that its range was measured at: of two configurations of an RMSNorm on an 
 us at 17 rows and the other 2.3, and a measurement at 16384 rows does not tell them apart.
 
 What runs in the end, in a branch or inlined, often has kernels of the same source as the module
-that was measured, but for their names and the sizes that they are hinted to be for. Those are
-generated with the configuration that was found: what runs is what was measured, whatever size comes
-first, and no call has to tune it. A kernel that came out otherwise, as one that reads what is
-computed around the op, is tuned at its first call as ever. Masks that no configuration in question
-needs are left out (``kernel_source``).
+that was measured, but for their names, the sizes that they are hinted to be for, and whether they
+write in place of an operand. Those are generated with the configuration that was found: what runs
+is what was measured, whatever size comes first, and no call has to tune it. A kernel that came out
+otherwise, as one that reads what is computed around the op, is tuned at its first call as ever.
+Masks that no configuration in question needs are left out (``kernel_source``).
 """
 
 from __future__ import annotations
