@@ -92,9 +92,9 @@ def _drop_from(path: Path, unwanted: Choice) -> Moved | None:
         op = _op(content)
         out = {d: e for d, e in content["entries"].items() if unwanted(op, e)}
         kept = {d: e for d, e in content["entries"].items() if d not in out}
-        if kept:
+        if out and kept:
             records.replace_file(path, _text({**content, "entries": kept}))
-        else:
+        elif out:
             path.unlink()
     _forget_lock(path)
     return _moved(path, content, out) if out else None

@@ -372,16 +372,11 @@ class RangeDispatch(ir.ExternKernel):
         self.size = size
         operands = values.operands
         self.results: list[DispatchOutput] = []
-        loops = [operand.loops for operand in operands if isinstance(operand, Inlined)]
+        inlined = [operand for operand in operands if isinstance(operand, Inlined)]
         read = [operand for operand in operands if isinstance(operand, ir.IRNode)]
-        for operand in operands:
-            for buffer in operand.read_buffers() if isinstance(operand, Inlined) else ():
-                read.append(ir.TensorBox.create(buffer))
-        devices = [node.get_device() for node in (*read, *loops)]
-        symbols = self._symbols(read)
-        for operand in operands:
-            if isinstance(operand, Inlined):
-                symbols |= operand.symbols()
+        read += [ir.TensorBox.create(b) for operand in inlined for b in operand.read_buffers()]
+        devices = [node.get_device() for node in (*read, *(each.loops for each in inlined))]
+        symbols = self._symbols(read).union(*(operand.symbols() for operand in inlined))
         super().__init__(
             name=None,
             layout=ir.MultiOutputLayout(
