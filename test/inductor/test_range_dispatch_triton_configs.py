@@ -5,6 +5,7 @@ import ast
 import contextlib
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -32,8 +33,9 @@ from range_dispatch_no_device import kernels
 
 import torch
 from torch._inductor.codegen.triton import TritonScheduling
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import compat, kernel_source, timing, triton_configs
+from torch._inductor.kernel.range_dispatch import kernel_source, timing, triton_configs
 from torch._inductor.kernel.range_dispatch.kernel_source import (
     with_configuration,
     with_facts,
@@ -51,7 +53,19 @@ from torch._inductor.sizevars import SizeVarAllocator
 from torch._inductor.virtualized import V
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 from torch.utils._triton import has_triton_package
+
+
+try:
+    from pytest import mark
+
+    on_one_worker = mark.xdist_group("range_dispatch_no_device")  # or each makes the process
+except ImportError:
+
+    def on_one_worker(cls):
+        return cls
 
 
 def kernel(
@@ -321,6 +335,9 @@ class SourceTest(RangeDispatchTestCase):
                 "kernel_path",
             ],
         )
+        parameters = inspect.signature(PythonWrapperCodegen._generate_kernel_call_helper).parameters
+        self.assertEqual(list(parameters)[:3], ["self", "kernel_name", "call_args"])
+        self.assertIn("triton_meta", parameters)
         self.assertIn("launcher", inspect.signature(CachingAutotuner.bench).parameters)
         self.assertIs(triton_heuristics.benchmarker, timing.benchmarker)
         given = inspect.signature(timing.benchmarker.benchmark).parameters
@@ -346,20 +363,19 @@ class KeptTest(RangeDispatchTestCase):
 
     def test_another_process_finds_it(self):
         self.assertIsNone(find(SOME))
-        keep(SOME, CHOSEN)
+        keep(SOME.digest, {SOME.hints: CHOSEN})
         self.assertEqual(find(SOME), CHOSEN)
         forget()
         self.assertEqual(find(SOME), CHOSEN)
 
     def test_the_last_one_counts(self):
-        keep(SOME, CHOSEN)
-        keep(SOME, {**CHOSEN, "XBLOCK": 16})
+        keep(SOME.digest, {SOME.hints: CHOSEN})
+        keep(SOME.digest, {SOME.hints: {**CHOSEN, "XBLOCK": 16}})
         forget()
         self.assertEqual(find(SOME)["XBLOCK"], 16)
 
-    def test_the_nearest_hints_count(self):
-        for rows in (16, 256, 4096):
-            keep(Kernel("a", (("x", rows),)), {**CHOSEN, "XBLOCK": rows})
+    def test_the_nearest_sizes_count(self):
+        keep("a", {(("x", rows),): {**CHOSEN, "XBLOCK": rows} for rows in (16, 256, 4096)})
         for rows, nearest in ((1, 16), (16, 16), (100, 256), (2000, 4096), (1 << 20, 4096)):
             self.assertEqual(find(Kernel("a", (("x", rows),)))["XBLOCK"], nearest)
         self.assertIsNone(find(Kernel("b", (("x", 16),))))
@@ -375,7 +391,7 @@ class KeptTest(RangeDispatchTestCase):
             "text": '{"x=1": {"num_warps": "4"}}',
             "code": '{"x=1": {"num_warps": 4, "x), __import__(\'os\').abort(": 1}}',
             "nested": '{"x=1": {"num_warps": {"a": 1}}}',
-            "no_hints": '{"x=one": {"num_warps": 4}}',
+            "no_sizes": '{"x=one": {"num_warps": 4}}',
         }.items(),
         name_fn=lambda what: what[0],
     )
@@ -385,15 +401,15 @@ class KeptTest(RangeDispatchTestCase):
         path = self.folder / f"{SOME.digest}.json"
         path.write_text(text)
         self.assertIsNone(find(SOME))
-        keep(SOME, CHOSEN)
+        keep(SOME.digest, {SOME.hints: CHOSEN})
         self.assertEqual(json.loads(path.read_text()), {"r0_=4096 x=64": CHOSEN})
 
     def test_a_folder_that_cannot_be_written(self):
         with mock.patch.object(Path, "mkdir", side_effect=PermissionError("read-only")):
-            keep(SOME, CHOSEN)
+            keep(SOME.digest, {SOME.hints: CHOSEN})
         self.assertEqual(find(SOME), CHOSEN)
 
-    def tuned(self, launchers=1, filename="kernel.py"):
+    def tuned(self, filename="kernel.py"):
         """What Inductor has for a kernel that has been tuned."""
         chosen = SimpleNamespace(kwargs={"XBLOCK": 8}, num_warps=2, num_stages=1, maxnreg=None)
         path = self.folder.parent / filename
@@ -401,18 +417,18 @@ class KeptTest(RangeDispatchTestCase):
         return SimpleNamespace(
             filename=str(path),
             inductor_meta={"kernel_name": "triton_red_0"},
-            launchers=[SimpleNamespace(config=chosen)] * launchers,
+            launchers=[SimpleNamespace(config=chosen)],
         )
 
     def test_a_tuned_kernel_is_remembered(self):
-        triton_configs._remember(self.tuned())
+        tuned = self.tuned()
+        triton_configs._remember(tuned, {SOME.hints: tuned.launchers[0]})
         self.assertEqual(find(Kernel.of(kernel("other"), "other")), CHOSEN)
 
-    def test_a_kernel_that_was_not_chosen_for_is_not(self):
-        triton_configs._remember(self.tuned(launchers=2))
+    def test_a_kernel_whose_source_is_gone_is_not(self):
         lost = self.tuned()
         Path(lost.filename).unlink()
-        triton_configs._remember(lost)
+        triton_configs._remember(lost, {SOME.hints: lost.launchers[0]})
         self.assertIsNone(find(Kernel.of(kernel("other"), "other")))
 
     def several(self, times):
@@ -436,51 +452,116 @@ class KeptTest(RangeDispatchTestCase):
 
         return Chosen()
 
-    def choose_again(self, kernel, rows, own):
+    def choose_again(self, kernel, rows):
         """Call it with some numbers of rows; those that it ran with."""
         ran = []
         stock = mock.patch.object(CachingAutotuner, "run", lambda self, *a, stream: ran.append(a))
         with stock:
             stub = CachingAutotuner.run
             calls = [lambda n=n: kernel.run("out", n, stream=7) for n in rows]
-            triton_configs.choose_again(torch.device("cpu"), calls, own)
+            triton_configs.choose_again(torch.device("cpu"), calls)
             self.assertIs(CachingAutotuner.run, stub)
         return [n for _, n in ran]
 
-    @parametrize("own", [False, True])
-    def test_the_best_over_all_sizes(self, own):
+    def kept(self):
+        """The block that is kept for each size of the kernel."""
+        found = json.loads((self.folder / f"{SOME.digest}.json").read_text())
+        return {sizes: chosen["XBLOCK"] for sizes, chosen in found.items()}
+
+    def test_the_best_over_all_sizes(self):
         """Each size counts alike: not the one that takes longest."""
         times = {1: {16: 1.5, 100: 1.2, 4096: 2.0}, 8: {16: 1.0, 100: 1.0, 4096: 2.5}}
         kernel = self.several(times)
-        self.assertEqual(self.choose_again(kernel, (16, 100, 4096), own), [16, 100, 4096])
+        self.assertEqual(self.choose_again(kernel, (16, 100, 4096)), [16, 100, 4096])
         self.assertEqual([found.config.kwargs for found in kernel.launchers], [{"XBLOCK": 8}])
-        kept = json.loads((self.folder / f"{SOME.digest}.json").read_text())
-        sizes = {"x=16", "x=128", "x=4096"}
-        self.assertEqual(set(kept), sizes | ({str(SOME)} if own else set()))
-        self.assertEqual({k["XBLOCK"] for k in kept.values()}, {8})
+        # Where another one saves enough of the call, it is kept for that size.
+        self.assertEqual(self.kept(), {"x=16": 8, "x=100": 8, "x=4096": 1})
+
+    @parametrize("saved, worth", [(0.005, False), (0.02, True)])
+    def test_another_one_where_it_saves_enough(self, saved, worth):
+        kernel = self.several({1: {16: 1.0, 4096: 10.0}, 8: {16: 1.3, 4096: 10.0 * (1 - saved)}})
+        self.choose_again(kernel, (16, 4096))
+        self.assertEqual(self.kept(), {"x=16": 1, "x=4096": 8 if worth else 1})
+
+    def test_it_is_the_call_that_has_to_be_faster(self):
+        """A tenth of a kernel that is a hundredth of the call is nothing to speak of."""
+        short = self.several({1: {16: 1.0, 4096: 1.0}, 8: {16: 1.3, 4096: 0.9}})
+        long = self.several({1: {16: 9.0, 4096: 100.0}, 8: {16: 9.0, 4096: 100.0}})
+
+        class Both:
+            def run(self, *args, stream):
+                for kernel in (short, long):
+                    kernel.run(*args, stream=stream)
+
+        self.choose_again(Both(), (16, 4096))
+        self.assertEqual(short.launchers[0].config.kwargs, {"XBLOCK": 1})
+        self.assertEqual(self.kept(), {"x=16": 1, "x=4096": 1})
 
     def test_one_size_of_its_own(self):
         times = {1: {16: 1.5, 4096: 2.0}, 8: {16: 1.0, 4096: 2.5}}
         for rows, best in ((16, 8), (4096, 1)):
-            self.choose_again(self.several(times), [rows], own=False)
+            self.choose_again(self.several(times), [rows])
             self.assertEqual(find(Kernel(SOME.digest, (("x", rows),)))["XBLOCK"], best)
 
     def test_what_spills_everywhere_is_not_chosen(self):
         times = {1: {16: float("inf")}, 8: {16: 1.0}}
         kernel = self.several(times)
-        self.choose_again(kernel, [16], own=False)
+        self.choose_again(kernel, [16])
         self.assertEqual(kernel.launchers[0].config.kwargs, {"XBLOCK": 8})
 
     def test_a_kernel_that_did_not_choose_is_only_run(self):
         kernel = self.several({1: {}})
-        self.assertEqual(self.choose_again(kernel, [16], own=True), [16])
+        self.assertEqual(self.choose_again(kernel, [16]), [16])
         self.assertFalse(self.folder.exists())
+
+    @parametrize(
+        "numel, least, most, expected",
+        [
+            ("s", 1, None, [(63, 16), (1024, 256), (None, 4096)]),
+            ("4*s", 1, None, [(63, 16), (1024, 256), (None, 4096)]),
+            # What cannot be where the kernel runs is left out.
+            ("s", 1, 63, [(None, 16)]),
+            ("s", 1, 64, [(63, 16), (None, 256)]),
+            ("4*s", 1, 15, [(None, 16)]),
+            ("s", 64, 1024, [(None, 256)]),
+            ("s", 64, None, [(1024, 256), (None, 4096)]),
+            ("s", 1025, None, [(None, 4096)]),
+        ],
+        name_fn=lambda numel, least, most, expected: f"{numel[0]}_{least}_{most}",
+    )
+    def test_configurations_by_the_number_of_elements(self, numel, least, most, expected):
+        """The nearest one, in powers of two, and as few as there have to be."""
+        for rows in (16, 256, 4096):
+            keep("a", {(("r0_", 100), ("x", rows)): {**CHOSEN, "XBLOCK": rows}})
+        keep("a", {(("r0_", 100), ("x", 250)): {**CHOSEN, "XBLOCK": 256}})
+        keep("a", {(("r0_", 9), ("x", 64)): CHOSEN})  # of rows of another length
+        env = ShapeEnv()
+        symbol = sympy.Symbol("s", integer=True, positive=True)
+        env.var_to_range[symbol] = ValueRanges(least, int_oo if most is None else most)
+        numel = sympy.sympify(numel, {"s": symbol})
+        kernel = Kernel("a", (("r0_", 128), ("x", 64)))
+        with V.set_graph_handler(SimpleNamespace(sizevars=SizeVarAllocator(env))):
+            steps = triton_configs.find_steps(kernel, "x", numel)
+        self.assertEqual([(limit, chosen["XBLOCK"]) for limit, chosen in steps], expected)
 
     def test_which_modules_have_chosen(self):
         for count in (1, 2):
             scope = {"kernel": self.several({2**i: {} for i in range(count)}), "other": 1}
             exec("def call(args): pass", scope)
             self.assertEqual(triton_configs.has_chosen(scope["call"]), count == 2)
+
+    @parametrize("at_compile_time", [False, True])
+    def test_what_decides_which_variant_is_launched(self, at_compile_time):
+        by_size = triton_configs._BySize("x", [(8, "k"), (64, "k_c1"), (None, "k")])
+        wrapper = SimpleNamespace(prepare_triton_kernel_call=lambda args: [f"<{a}>" for a in args])
+        meta = {"signature": {"in_ptr0": "*fp32", "xnumel": "i32", "XBLOCK": "constexpr"}}
+        chain = "(k if <n> <= 8 else k_c1 if <n> <= 64 else k)"
+        expected = "k" if at_compile_time else chain
+        with inductor_config.patch({"triton.autotune_at_compile_time": at_compile_time}):
+            self.assertEqual(by_size.expression(wrapper, ["a", "n"], meta), expected)
+            # Where it is not known, the first one is; each of them computes the same.
+            self.assertEqual(by_size.expression(wrapper, ["a"], meta), "k")
+            self.assertEqual(by_size.expression(wrapper, ["a", "n"], {}), "k")
 
     def emitted(self, source, name, nodes=(), only=None):
         """Source and path of a kernel that is emitted while a branch is generated."""
@@ -530,7 +611,8 @@ class KeptTest(RangeDispatchTestCase):
         )
 
     def test_a_branch_gets_what_was_measured(self):
-        keep(Kernel.of(kernel("measured"), "measured"), CHOSEN)
+        measured = Kernel.of(kernel("measured"), "measured")
+        keep(measured.digest, {measured.hints: CHOSEN})
         source, path, metadata = self.emitted(kernel("final_3"), "final_3")
         self.assertEqual(source, with_configuration(kernel("final_3"), CHOSEN))
         self.assertNotEqual(path, "/the/path.py")
@@ -541,14 +623,14 @@ class KeptTest(RangeDispatchTestCase):
         self.assertEqual(self.emitted(source, "final_3"), (source, "/the/path.py", "metadata"))
 
     def test_the_c_wrapper_tunes_as_ever(self):
-        keep(SOME, CHOSEN)
+        keep(SOME.digest, {SOME.hints: CHOSEN})
         for cpp in (False, True):
             with V.set_graph_handler(SimpleNamespace(cpp_wrapper=cpp)):
                 source, _, _ = self.emitted(kernel(), "triton_red_0")
             self.assertEqual(source == kernel(), cpp)
 
     def test_around_an_inlined_winner_kernels_are_tuned_as_ever(self):
-        keep(SOME, CHOSEN)
+        keep(SOME.digest, {SOME.hints: CHOSEN})
         nodes = [
             SimpleNamespace(node=SimpleNamespace(origins={"op1"})),
             object(),  # where a loop ends
@@ -560,7 +642,7 @@ class KeptTest(RangeDispatchTestCase):
 
     def test_an_inlined_winner_is_generated_as_measured(self):
         """Whatever computes something that was inlined, of all winners of a graph."""
-        keep(SOME, CHOSEN)
+        keep(SOME.digest, {SOME.hints: CHOSEN})
         sources = []
 
         def emit(self, wrapper, kernel, source, name, function, nodes, path):
@@ -666,11 +748,14 @@ class ReplayedTest(RangeDispatchTestCase):
             self.assertEqual(self.aside.called, bool(settings) and there)
 
 
-# Prints, as JSON, the generated code of a graph with a dispatch or an inlined winner: as Inductor
-# writes it, before configurations are known, and after.
+# Answers requests, a line of JSON each, with generated code.
 NO_DEVICE = """
+import itertools
 import json
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 from unittest import mock
 
 import range_dispatch_no_device
@@ -681,75 +766,8 @@ from torch._inductor.kernel.range_dispatch import triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
 
 range_dispatch_no_device.pretend()
-(few, many), graph, patches, *chosen = map(json.loads, sys.argv[1:])
 config.use_records, config.remeasure_margin = False, 0.0
-op = define_op("no_device", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
-
-
-def short(x, w):
-    return x * w + 1.0
-
-
-def long(x, w):
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * w
-
-
-def parts(x, w):
-    return (x.unflatten(-1, (8, -1)).sum(-1, keepdim=True) + x.unflatten(-1, (8, -1))).flatten(1)
-
-
-register_custom_op_autotuning(
-    op,
-    configs=[
-        CustomOpConfig(short),
-        CustomOpConfig(long, config_patches=patches),
-        CustomOpConfig(parts),
-    ],
-    dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
-    split_points=[64],
-)
-
-
-graphs = {
-    "op": op,
-    "neighbours": lambda x, w: torch.relu(op(x * 2, w)),
-    "others": lambda x, w: (torch.relu(op(x * 2, w)), w.exp()),
-}
-
-
-def generated():
-    with force_winners(lambda n: few if n <= 64 else many), torch.no_grad():
-        return range_dispatch_no_device.generated(
-            graphs[graph], [(32, 8192), (8192,)], torch.bfloat16
-        )
-
-
-with mock.patch.object(triton_configs, "without_masks", lambda source: None):
-    masked = generated()
-before = generated()
-for name, source in range_dispatch_no_device.kernels(masked).items():
-    known = Kernel.of(source, name)
-    # As of a module that was made for other sizes.
-    hints = tuple((dim, 4 * elements) for dim, elements in known.hints)
-    keep(Kernel(known.digest, hints), chosen["R0_BLOCK" in source])
-print(json.dumps([masked, before, generated()]))
-"""
-
-
-IN_PLACE = """
-import json
-import sys
-
-import range_dispatch_no_device
-import torch
-from range_dispatch_common import config, define_op, force_winners
-from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
-
-range_dispatch_no_device.pretend()
-chosen = json.loads(sys.argv[1])
-config.use_records, config.remeasure_margin = False, 0.0
-op = define_op("in_place", lambda x, w: x * w, schema="(Tensor x, Tensor w) -> Tensor")
+numbers = itertools.count()
 
 
 def short(x, w):
@@ -760,46 +778,237 @@ def long(x, w):
     return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True)) * w).to(x.dtype)
 
 
-register_custom_op_autotuning(
-    op,
-    configs=[CustomOpConfig(short), CustomOpConfig(long)],
-    dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
-    split_points=[64],
-)
-generated = range_dispatch_no_device.generated
-with torch.no_grad():
-    # As a benchmark module has them, whose inputs are needed again.
-    for implementation in (short, long):
-        code = generated(implementation, [(32, 8192), (8192,)], torch.bfloat16)
-        for name, source in range_dispatch_no_device.kernels(code).items():
-            keep(Kernel.of(source, name), chosen)
-    with force_winners(lambda n: "short" if n <= 64 else "long"):
-        code = generated(
-            lambda x, m, w: op(x @ m, w) @ m, [(32, 8192), (8192, 8192), (8192,)], torch.bfloat16
+def parts(x, w):
+    return (x.unflatten(-1, (8, -1)).sum(-1, keepdim=True) + x.unflatten(-1, (8, -1))).flatten(1)
+
+
+def down(x, w):
+    return (x.float() * w).sum(0).to(x.dtype)
+
+
+def down_more(x, w):
+    return (x.float() * w).sum(0).to(x.dtype) + 1
+
+
+def whole(x, w):
+    return (x.float() * w).sum().to(x.dtype)
+
+
+def whole_more(x, w):
+    return (x.float() * w).sum().to(x.dtype) + 1
+
+
+FAKES = {
+    "down": lambda x, w: x.new_empty(x.shape[1]),
+    "whole": lambda x, w: x.new_empty(()),
+}
+
+
+GRAPHS = {
+    "op": lambda op, x, w: op(x, w),
+    "neighbours": lambda op, x, w: torch.relu(op(x * 2, w)),
+    "others": lambda op, x, w: (torch.relu(op(x * 2, w)), w.exp()),
+    "matmuls": lambda op, x, m, w: op(x @ m, w) @ m,
+}
+SHAPES = [(32, 8192), (8192,)]
+
+
+def registered(configs, fake=None):
+    # An op that has one winner up to 64 rows and another one beyond.
+    name = f"no_device_{next(numbers)}"
+    op = define_op(name, lambda x, w: x * w, fake, schema="(Tensor x, Tensor w) -> Tensor")
+    register_custom_op_autotuning(
+        op,
+        configs=configs,
+        dispatch_on={"tensor_name": "x", "dim": 0, "range_upper_bound": 4096},
+        split_points=[64],
+    )
+    return op
+
+
+def generator(winners, graph, patches):
+    long_patched = CustomOpConfig(long, config_patches=patches)
+    op = registered([CustomOpConfig(short), long_patched, CustomOpConfig(parts)])
+    shapes = [SHAPES[0], (8192, 8192), SHAPES[1]] if graph == "matmuls" else SHAPES
+
+    def generated():
+        with force_winners(lambda n: winners[n > 64]), torch.no_grad():
+            return range_dispatch_no_device.generated(
+                lambda *operands: GRAPHS[graph](op, *operands), shapes, torch.bfloat16
+            )
+
+    return generated
+
+
+def with_masks(generated):
+    with mock.patch.object(triton_configs, "without_masks", lambda source: None):
+        return generated()
+
+
+def with_masks_and_without(winners, graph, patches, *chosen):
+    generated = generator(winners, graph, patches)
+    masked, before = with_masks(generated), generated()
+    for name, source in range_dispatch_no_device.kernels(masked).items():
+        known = Kernel.of(source, name)
+        # As of a module that was made for other sizes.
+        hints = tuple((dim, 4 * elements) for dim, elements in known.hints)
+        keep(known.digest, {hints: chosen["R0_BLOCK" in source]})
+    return [masked, before, generated()]
+
+
+def in_place(chosen):
+    with torch.no_grad():
+        # As a benchmark module has them, whose inputs are needed again.
+        for implementation in (short, long):
+            code = range_dispatch_no_device.generated(implementation, SHAPES, torch.bfloat16)
+            for name, source in range_dispatch_no_device.kernels(code).items():
+                known = Kernel.of(source, name)
+                keep(known.digest, {known.hints: chosen})
+    return generator(["short", "long"], "matmuls", {})()
+
+
+def by_size(winners, *chosen):
+    # Each configuration is the best one for some rows.
+    generated = generator(winners, "op", {})
+    for name, source in range_dispatch_no_device.kernels(with_masks(generated)).items():
+        known = Kernel.of(source, name)
+        for rows, best in chosen:
+            sizes = {"x": rows, "r0_": 8192} if "R0_BLOCK" in source else {"x": 8192 * rows}
+            keep(known.digest, {tuple(sorted(sizes.items())): best})
+    return generated()
+
+
+def two_branches(low, high, rows, columns):
+    implementations = [globals()[name] for name in (low, high)]
+    op = registered([CustomOpConfig(function) for function in implementations], FAKES.get(low))
+    with force_winners(lambda n: low if n <= 64 else high), torch.no_grad():
+        return range_dispatch_no_device.generated(
+            lambda x, w: op(x, w), [(rows, columns), (columns,)], torch.bfloat16
         )
-print(json.dumps(code))
+
+
+for line in sys.stdin:
+    function, *given = json.loads(line)
+    triton_configs.forget()
+    with tempfile.TemporaryDirectory() as folder:
+        triton_configs._folder = lambda: Path(folder)
+        try:
+            answer = [globals()[function](*given), None]
+        except Exception:
+            answer = [None, traceback.format_exc()]
+    print("answer", json.dumps(answer), flush=True)
 """
 
 
 @unittest.skipUnless(has_triton_package(), "needs Triton")
+@on_one_worker
 class NoDeviceTest(RangeDispatchTestCase):
-    """What is generated for a GPU; there need not be one."""
+    """What is generated for a GPU; there need not be one. One process generates it all."""
 
-    def generated(self, *given, script=NO_DEVICE):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.errors = (Path(folder.name) / "errors").open("w+")
+        cls.addClassCleanup(cls.errors.close)
+        cls.process = subprocess.Popen(
+            [sys.executable, "-c", NO_DEVICE],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder.name},
+            cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=cls.errors,
+            text=True,
+        )
+        cls.addClassCleanup(cls.process.wait)
+        cls.addClassCleanup(cls.process.stdin.close)
+
+    def generated(self, *request):
+        """What the function that is named in a request returns."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            word, _, answer = line.partition(" ")
+            if word == "answer":
+                found, error = json.loads(answer)
+                self.assertIsNone(error, error)
+                return found
+        self.errors.seek(0)
+        self.fail(self.errors.read())
+
+    def of_graph(self, *given):
         """The code as Inductor writes it, before configurations are known, and after."""
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                [sys.executable, "-c", script, *map(json.dumps, given)],
-                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
-                cwd=Path(__file__).parent,
-                capture_output=True,
-                text=True,
-            )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return json.loads(done.stdout.splitlines()[-1])
+        return self.generated("with_masks_and_without", *given)
+
+    @parametrize("inlined", [False, True])
+    def test_each_size_gets_what_is_best_there(self, inlined):
+        """The kernel in several variants, and the number of elements decides."""
+        chosen = [
+            {"XBLOCK": 1, "R0_BLOCK": block, "num_warps": 8, "num_stages": 1}
+            for block in (1024, 2048)
+        ]
+        rows = (16, 64, 256, 1024, 4096)
+        bests = [chosen[i] for i in (0, 1, 0, 0, 1)]
+        winners = ["long" if inlined else "short", "long"]
+        code = self.generated("by_size", winners, *zip(rows, bests, strict=True))
+        found = kernels(code)
+        names = [name for name, source in found.items() if "r0_index" in source]
+        self.assertEqual(names[1:], [f"{names[0]}_c1"])
+        blocks = {}
+        for name in names:
+            self.assertIn(f"def {name}(", found[name])
+            self.assertIn(f"'kernel_name': '{name}'", found[name])
+            _, arguments = decorator(found[name])
+            self.assertIn(configuration := ast.literal_eval(arguments["config"]), chosen)
+            blocks[name] = configuration["R0_BLOCK"]
+        ((expression, arguments),) = re.findall(rf"\(({names[0]}\b.*)\)\.run\((.*)\)", code)
+        # What decides is what the kernel is launched for.
+        number = re.search(r" if (\w+) <= ", expression).group(1)
+        self.assertIn(f"{number}, 8192, stream=", arguments)
+        for n in (1, 8, 31, 32, 33, 64, 127, 128, 129, 300, 2047, 2048, 2049, 4096, 10**6):
+            if inlined or n > 64:
+                nearest = min(rows, key=lambda r: (abs(math.log2(n / r)), r))
+                launched = eval(expression, {number: n, **{name: name for name in names}})
+                self.assertEqual(blocks[launched], bests[rows.index(nearest)]["R0_BLOCK"], n)
+
+    def branches(self, *given):
+        """The sources of the kernels of each branch, whatever size comes first."""
+        found = []
+        for rows in (32, 3000):
+            code = self.generated("two_branches", *given[:2], rows, *given[2:])
+            self.assertEqual(predicates(code), [64])
+            low, high = code[code.index("    if ") :].split("else:")
+            sources = kernels(code)
+            launched = [re.findall(r"^\s+(\w+)\.run\(", part, re.MULTILINE) for part in (low, high)]
+            found.append([[sources[name] for name in names] for names in launched])
+        self.assertEqual(found[0], found[1])
+        return found[0]
+
+    def test_hints_are_those_of_each_branch(self):
+        ((low,), (high,)) = self.branches("short", "long", 8192)
+        self.assertIn("size_hints={'x': 524288},", low)
+        self.assertIn("size_hints={'x': 4096, 'r0_': 8192},", high)
+
+    def test_reductions_are_persistent_where_the_range_is_small(self):
+        """Of all elements, which are 1024 at most in the small sizes."""
+        ((low,), high) = self.branches("whole", "whole_more", 16)
+        self.assertEqual(decorator(low)[0], "persistent_reduction")
+        self.assertEqual(decorator(high[0])[0], "reduction")
+
+    def test_reductions_are_split_where_the_range_is_large(self):
+        low, high = self.branches("down", "down_more", 16)
+        self.assertEqual((len(low), len(high)), (1, 2))
+
+    def test_indices_are_wide_where_the_range_is_large(self):
+        """Where the small sizes have 2**26 elements at most, and the others 2**32."""
+        ((low,), (high,)) = self.branches("short", "long", 1 << 20)
+        self.assertIn("'xnumel': 'i32'", low)
+        self.assertNotIn("tl.int64", low)
+        self.assertIn("tl.int64", high)
 
     def test_kernels_that_write_in_place_get_what_was_measured(self):
-        code = self.generated(CHOSEN, script=IN_PLACE)
+        code = self.generated("in_place", CHOSEN)
         self.assertEqual(predicates(code), [64])
         found = kernels(code).values()
         self.assertEqual(len(found), 2)
@@ -814,7 +1023,7 @@ class NoDeviceTest(RangeDispatchTestCase):
     def test_kernels_get_what_was_measured(self, inlined, graph):
         winners = ["short", "long"] if inlined is None else [inlined] * 2
         looped = {"XBLOCK": 1, "R0_BLOCK": 1024, "num_warps": 8, "num_stages": 1}
-        masked, before, after = self.generated(winners, graph, {}, CHOSEN, looped)
+        masked, before, after = self.of_graph(winners, graph, {}, CHOSEN, looped)
         self.assertEqual(predicates(before), [] if inlined else [64])
         self.assertNotIn("fixed_config", before)
         found = [decorator(source) for source in kernels(after).values()]
@@ -849,7 +1058,7 @@ class NoDeviceTest(RangeDispatchTestCase):
     def test_masks_of_the_parts_of_rows_are_left_out(self, inlined):
         """They are 8 for each row, and a block has 1, 2 or 8 of them, whichever is chosen."""
         winners = ["parts" if inlined else "short", "parts"]
-        masked, before, after = self.generated(winners, "op", {}, CHOSEN, CHOSEN)
+        masked, before, after = self.of_graph(winners, "op", {}, CHOSEN, CHOSEN)
         for code in (before, after):
             self.assertEqual(self.changed(masked, code), self.full("x"))
 
@@ -858,7 +1067,7 @@ class NoDeviceTest(RangeDispatchTestCase):
         setting = "coordinate_descent_tuning"
         patched = f"long({setting}=True)"
         winners = [patched if inlined else "short", patched]
-        _, code, _ = self.generated(winners, "others", {setting: True}, CHOSEN, CHOSEN)
+        _, code, _ = self.of_graph(winners, "others", {setting: True}, CHOSEN, CHOSEN)
         self.assertEqual(predicates(code), [] if inlined else [64])
         sources = set(kernels(code).values())
         found = {source for source in sources if f"'{setting}': True" in source}
@@ -890,12 +1099,12 @@ class DeviceTest(RangeDispatchTestCase):
             tune(self, *args, **kwargs)
             tuned.append(self.launchers[0].config)
 
-        chosen_again = []
-        launch_with = compat.launch_with
+        kept = []
+        keep_all = triton_configs.keep
 
-        def launching(kernel, launcher):
-            launch_with(kernel, launcher)
-            chosen_again.append(launcher.config)
+        def keeping(digest, chosen):
+            keep_all(digest, chosen)
+            kept.extend(chosen.values())
 
         compiled = torch.compile(self.op, dynamic=True)
         x = torch.randn(32, 1024, device=GPU_TYPE)
@@ -903,7 +1112,7 @@ class DeviceTest(RangeDispatchTestCase):
             config.patch(force_no_merge=not inlined, force_decomposition=True),
             inductor_config.patch(autotune_local_cache=False),
             mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
-            mock.patch.object(compat, "launch_with", launching),
+            mock.patch.object(triton_configs, "keep", keeping),
         ):
             # In benchmark modules nothing is timed by launching it.
             with mock.patch.object(
@@ -914,10 +1123,8 @@ class DeviceTest(RangeDispatchTestCase):
             self.assertTrue(measured)
             fixed = re.findall(r"fixed_config\(\n\s*config=(\{.*?\}),", codes[-1])
             self.assertTrue(fixed, codes[-1])
-            # Over all probes of a range, another may be best than at the first call.
-            chosen = [triton_configs._options(found) for found in chosen_again or measured]
             for found in fixed:
-                self.assertIn(ast.literal_eval(found), chosen)
+                self.assertIn(ast.literal_eval(found), kept)
             self.assertEqual(bool(predicates(codes[-1])), not inlined)
             # What ran had nothing to tune.
             self.assertEqual(len(tuned), len(measured))
@@ -931,7 +1138,11 @@ class DeviceTest(RangeDispatchTestCase):
         """Of matmuls in benchmark modules and in branches, and whether they fuse."""
         from torch._inductor.runtime.benchmarking import Benchmarker
 
-        settings = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+        settings = {
+            "max_autotune_gemm": True,
+            "max_autotune_gemm_backends": "ATEN,TRITON",
+            "test_configs.max_mm_configs": 3,
+        }
         op = define_op("chosen_mm", torch.mm, schema="(Tensor x, Tensor w) -> Tensor")
         register_custom_op_autotuning(
             op,

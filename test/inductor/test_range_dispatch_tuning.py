@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -1284,7 +1283,8 @@ class TimingTest(TuningTestCase):
         times = {}
         for captured in (True, False):
             timer = timing.make_timer(lambda: x * 2, x.device, False, captured)
-            times[timer.method] = statistics.median(timer() for _ in range(10))
+            # What else uses the device only ever adds time.
+            times[timer.method] = min(timer() for _ in range(30))
         self.assertEqual(set(times), {"CUDA graph", "events"})
         by_graph, by_events = times["CUDA graph"], times["events"]
         self.assertLess(abs(by_events - by_graph), 0.01 + 0.1 * by_graph)

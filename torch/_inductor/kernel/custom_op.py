@@ -941,8 +941,7 @@ class _Contest:
                 module = contenders[0].module_at(points[0])
             if module is None or not all(map(module.serves, points)) or points == tuned_at:
                 continue
-            own = len(chosen) == 1 or (winner.label, range) in self.general
-            tuner.choose_configurations(self.bench, module, points, own)
+            tuner.choose_configurations(self.bench, module, points)
 
     def drop_untraceable(self, contenders: Sequence[Contender]) -> bool:
         """Trace ``contenders``; those that can't be are out, with the reason. Whether any was."""

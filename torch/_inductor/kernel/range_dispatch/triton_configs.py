@@ -7,8 +7,10 @@ got a configuration that took 47 us at 1024 rows, the others one that took 9. So
 modules configurations are timed as candidates are, by replaying a CUDA graph.
 
 A module is tuned for the sizes of its first call. The winner of a range is tuned again, for all
-sizes that its range was measured at: of two configurations of an RMSNorm on an H100, one takes 3.0
-us at 17 rows and the other 2.3, and a measurement at 16384 rows does not tell them apart.
+sizes that its range was measured at. One configuration seldom suits them all: of two of an RMSNorm
+on an H200, one takes 2.4 us at 16 rows and the other 3.1, but at 16384 rows they take 274 and 268.
+Where another one than the best over all sizes saves enough of the call, the generated code has the
+kernel with both, and launches the one that was the best at the nearest size (in powers of two).
 
 What runs in the end, in a branch or inlined, often has kernels of the same source as the module
 that was measured, but for their names, the sizes that they are hinted to be for, and whether they
@@ -23,17 +25,21 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+import sympy
+
 import torch
+from torch._inductor import config as inductor_config
 from torch._inductor.codecache import code_hash, get_path
 from torch._inductor.kernel.range_dispatch import compat, records
 from torch._inductor.kernel.range_dispatch.kernel_source import (
@@ -57,16 +63,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# About how many elements a kernel is for, by dimension: powers of two.
-Hints = tuple[tuple[str, int], ...]
+# How many elements a kernel is launched for, by dimension. The hints that it is generated with are
+# such numbers, rounded up to powers of two.
+Sizes = tuple[tuple[str, int], ...]
+
+# What a kernel with another configuration has to save of a call, where each takes its best one.
+_WORTH_A_KERNEL = 0.01
 
 _HINTS = re.compile(r"size_hints=(\{[^{}]*\})")
-_ARE_HINTS = re.compile(r"none|\w+=\d+(?: \w+=\d+)*")
+_ARE_SIZES = re.compile(r"none|\w+=\d+(?: \w+=\d+)*")
 # Settings of benchmark modules, and what follows from the hints.
 _NO_PART = re.compile(
     r"'autotune_(?:local|remote)_cache': \w+, |(?:, )?'tiling_scores': (?:\{[^{}]*\}|None)"
 )
 
+# The arguments of Inductor's kernels that say how many elements there are.
+_NUMEL = re.compile(r"(?:[xyz]|r\d_)numel")
 # Where a kernel's source has its pointers.
 _POINTER = re.compile(r"\b(?:in_out|in|out)_ptr\d+\b")
 _ACCESS = re.compile(r"\btl\.(load|store)\((\w+_ptr\d+)\b")
@@ -77,7 +89,7 @@ _MUTATED = re.compile(r"'mutated_arg_names': \[[^\[\]]*\]")
 # The attribute of a kernel that has what it chose among.
 _TRIED = "range_dispatch_tried"
 
-# By a kernel's digest, then by hints.
+# By a kernel's digest, then by sizes.
 _chosen: dict[str, dict[str, Configuration]] = {}
 
 
@@ -90,10 +102,10 @@ def timed_by_replay(device: torch.device, remember: bool = True) -> Iterator[Non
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     bench = CachingAutotuner.bench
-    tuned: dict[int, CachingAutotuner] = {}
+    tuned: dict[CachingAutotuner, Sizes] = {}
 
     def bench_aside(self: CachingAutotuner, launcher: Any, *args: Any, **kwargs: Any) -> Any:
-        tuned[id(self)] = self
+        tuned[self] = _sizes(self, args)
         tried = vars(self).setdefault(_TRIED, [])
         if launcher not in tried:
             tried.append(launcher)
@@ -106,29 +118,23 @@ def timed_by_replay(device: torch.device, remember: bool = True) -> Iterator[Non
             yield
     finally:
         CachingAutotuner.bench = bench
-        for kernel in tuned.values() if remember else ():
-            _remember(kernel)
+        for kernel, sizes in tuned.items() if remember else ():
+            if len(kernel.launchers) == 1:
+                _remember(kernel, {sizes: kernel.launchers[0]})
 
 
-def _remember(kernel: CachingAutotuner, hints: Iterable[Hints] = (), own: bool = True) -> None:
-    """Keep the configuration that ``kernel`` was left with.
-
-    Args:
-        kernel: The kernel, as Inductor calls it.
-        hints: Sizes that it is kept for.
-        own: Whether it is also kept for those that the kernel was made for.
-    """
-    if len(kernel.launchers) != 1 or not kernel.filename:
+def _remember(kernel: CachingAutotuner, chosen: Mapping[Sizes, Any]) -> None:
+    """Keep launchers of ``kernel``, each for the sizes that it is the best one at."""
+    if not kernel.filename:
         return
     try:
         source = Path(kernel.filename).read_text()
         known = Kernel.of(source, str(kernel.inductor_meta["kernel_name"]))
-        chosen = _options(kernel.launchers[0].config)
-        if _is_plain(chosen):
-            for sizes in dict.fromkeys([*([known.hints] if own else ()), *hints]):
-                keep(Kernel(known.digest, sizes), chosen)
+        options = {sizes: _options(launcher.config) for sizes, launcher in chosen.items()}
+        if all(map(_is_plain, options.values())):
+            keep(known.digest, options)
     except Exception as reason:
-        log.debug("the configuration of a kernel is not kept: %s", first_line(reason))
+        log.debug("the configurations of a kernel are not kept: %s", first_line(reason))
 
 
 def has_chosen(module: Callable[..., Any]) -> bool:
@@ -137,27 +143,42 @@ def has_chosen(module: Callable[..., Any]) -> bool:
     return any(len(_tried(value)) > 1 for value in scope.values())
 
 
-def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]], own: bool) -> None:
+@dataclass(frozen=True)
+class _Times:
+    """Of a kernel in one call of a module, with each configuration.
+
+    Attributes:
+        call: Which of the calls.
+        sizes: What the kernel is launched for.
+        milliseconds: By configuration, in the order in which they were tried.
+    """
+
+    call: int
+    sizes: Sizes
+    milliseconds: Sequence[float]
+
+
+def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]]) -> None:
     """Have kernels take the configurations that are best over all of ``calls``, each alike.
+
+    Kept are those, and for single calls the ones with which the call is clearly faster.
 
     Args:
         device: Where they run.
         calls: Each calls what they are in, at other sizes; it has been called before.
-        own: Whether what is found is also for code that is made for the sizes of the first call.
     """
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     run = CachingAutotuner.run
-    logarithms: dict[CachingAutotuner, list[list[float]]] = {}
-    sizes: dict[CachingAutotuner, list[Hints]] = {}
+    number = 0
+    found: dict[CachingAutotuner, list[_Times]] = {}
 
     def run_each(self: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
         tried = _tried(self)
         if len(tried) > 1:
             given = {name: value for name, value in kwargs.items() if name != "stream"}
-            row = [self.bench(launcher, *args, **given) for launcher in tried]
-            logarithms.setdefault(self, []).append([math.log(max(ms, 1e-9)) for ms in row])
-            sizes.setdefault(self, []).append(_sizes(self, args))
+            times = [max(self.bench(launcher, *args, **given), 1e-9) for launcher in tried]
+            found.setdefault(self, []).append(_Times(number, _sizes(self, args), times))
         return run(self, *args, **kwargs)
 
     with timed_by_replay(device, remember=False):
@@ -165,13 +186,49 @@ def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]], own: 
         try:
             for call in calls:
                 call()
+                number += 1
                 del call  # with its inputs, before there are others
         finally:
             CachingAutotuner.run = run
-    for kernel, rows in logarithms.items():
-        totals = list(map(sum, zip(*rows, strict=True)))
-        compat.launch_with(kernel, _tried(kernel)[totals.index(min(totals))])
-        _remember(kernel, sizes[kernel], own)
+    whole = [0.0] * number
+    for row in itertools.chain.from_iterable(found.values()):
+        whole[row.call] += min(row.milliseconds)
+    for kernel, rows in found.items():
+        tried = _tried(kernel)
+        best, chosen = _chosen_in(rows, whole)
+        compat.launch_with(kernel, tried[best])
+        _remember(kernel, {sizes: tried[place] for sizes, place in chosen.items()})
+        for place, launcher in enumerate(tried):
+            times = ", ".join(f"{row.milliseconds[place]:.2e}" for row in rows)
+            won = [_name(sizes) for sizes, winner in chosen.items() if winner == place]
+            name = kernel.inductor_meta["kernel_name"]
+            log.debug("%s: %s ms with %s, chosen for %s", name, times, launcher.config, won)
+
+
+def _chosen_in(rows: Sequence[_Times], whole: Sequence[float]) -> tuple[int, dict[Sizes, int]]:
+    """The configuration that is best over all rows, and those that are chosen, by their sizes.
+
+    Args:
+        rows: The times of one kernel.
+        whole: Milliseconds of all kernels that choose, by call.
+
+    >>> rows = [_Times(0, (("x", 16),), [2.4, 3.1]), _Times(1, (("x", 99),), [274.0, 268.0])]
+    >>> _chosen_in(rows, [2.4, 268.0])
+    (0, {(('x', 16),): 0, (('x', 99),): 1})
+    >>> _chosen_in(rows, [2.4, 1000.0])
+    (0, {(('x', 16),): 0, (('x', 99),): 0})
+    """
+    totals = [
+        sum(map(math.log, each)) for each in zip(*(r.milliseconds for r in rows), strict=True)
+    ]
+    best = totals.index(min(totals))
+    chosen = {}
+    for row in rows:
+        fastest = min(row.milliseconds)
+        saved = row.milliseconds[best] - fastest
+        enough = saved > _WORTH_A_KERNEL * whole[row.call]
+        chosen[row.sizes] = row.milliseconds.index(fastest) if enough else best
+    return best, chosen
 
 
 def _tried(kernel: Any) -> list[Any]:
@@ -179,14 +236,21 @@ def _tried(kernel: Any) -> list[Any]:
     return tried
 
 
-def _sizes(kernel: CachingAutotuner, args: Sequence[Any]) -> Hints:
-    """What the hints of ``kernel`` would be if it were made for this call."""
-    found = [
-        (name.removesuffix("numel"), 1 << max(int(value) - 1, 0).bit_length())
-        for name, value in zip(kernel.triton_meta["signature"], args, strict=False)
-        if name.endswith("numel")
-    ]
-    return tuple(sorted(found))
+def _sizes(kernel: CachingAutotuner, args: Sequence[Any]) -> Sizes:
+    """How many elements ``kernel`` is launched for with ``args``, by dimension."""
+    given = zip(kernel.triton_meta["signature"], args, strict=False)
+    sizes = [(k.removesuffix("numel"), int(n)) for k, n in given if _NUMEL.fullmatch(k)]
+    return tuple(sorted(sizes))
+
+
+def _name(sizes: Sizes) -> str:
+    return " ".join(f"{name}={number}" for name, number in sizes) or "none"
+
+
+def _numbers(name: str) -> dict[str, int]:
+    """Sizes from their name."""
+    parts = (part.split("=") for part in name.split() if "=" in part)
+    return {dim: int(number) for dim, number in parts}
 
 
 def _options(config: Any) -> Configuration:
@@ -206,7 +270,7 @@ class Kernel:
     """
 
     digest: str
-    hints: Hints
+    hints: Sizes
 
     @staticmethod
     def of(source: str, name: str) -> Kernel:
@@ -226,12 +290,20 @@ class Kernel:
 
     def __str__(self) -> str:
         """The hints, as a name."""
-        return " ".join(f"{name}={number}" for name, number in self.hints) or "none"
+        return _name(self.hints)
 
-    def distance(self, hints: str) -> float:
-        """From the hints to others of the same dimensions, in powers of two."""
-        others = dict(part.split("=") for part in hints.split() if "=" in part)
-        return sum(abs(math.log2(max(n, 1) / max(int(others.get(k, 1)), 1))) for k, n in self.hints)
+    def distance(self, sizes: str) -> float:
+        """From the hints to sizes of the same dimensions, in powers of two."""
+        others = _numbers(sizes)
+        return sum(abs(math.log2(max(n, 1) / max(others.get(k, 1), 1))) for k, n in self.hints)
+
+    def along(self, dimension: str, sizes: str) -> int | None:
+        """What ``sizes`` has for ``dimension``; None where others are not what the kernel has."""
+        others = _numbers(sizes)
+        for name, hint in self.hints:
+            if name != dimension and 1 << max(others.get(name, hint) - 1, 0).bit_length() != hint:
+                return None
+        return others.get(dimension)
 
 
 def _by_role(source: str) -> str:
@@ -282,34 +354,60 @@ def _arguments(head: str) -> dict[str, str]:
     return {name: f"{kind} {more.get(name, '')}" for name, kind in types.items()}
 
 
-def keep(kernel: Kernel, chosen: Configuration) -> None:
-    """Remember ``chosen``, here and for other processes."""
-    known = {**_known(kernel.digest), str(kernel): chosen}
-    _chosen[kernel.digest] = known
+def keep(digest: str, chosen: Mapping[Sizes, Configuration]) -> None:
+    """Remember configurations of a kernel by sizes, here and for other processes."""
+    known = {**_known(digest), **{_name(sizes): found for sizes, found in chosen.items()}}
+    _chosen[digest] = known
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         text = json.dumps(known, sort_keys=True, indent=1) + "\n"
-        records.replace_file(_folder() / f"{kernel.digest}.json", text)
+        records.replace_file(_folder() / f"{digest}.json", text)
     except OSError as reason:
-        log.debug("the configuration of a kernel is not written: %s", reason)
+        log.debug("the configurations of a kernel are not written: %s", reason)
 
 
 def find(kernel: Kernel) -> Configuration | None:
-    """What is remembered of the kernel, with its hints or else with those nearest to them."""
+    """What is remembered of the kernel, with its hints or else with the sizes nearest to them."""
     known = _known(kernel.digest)
-    nearest = min(known, key=lambda hints: (kernel.distance(hints), hints), default=None)
+    nearest = min(known, key=lambda sizes: (kernel.distance(sizes), sizes), default=None)
     return None if nearest is None else known[nearest]
 
 
+# Configurations, each with the number of elements up to which it is the one; the last has none.
+Steps = list[tuple[int | None, Configuration]]
+
+
+def find_steps(kernel: Kernel, dimension: str, numel: sympy.Expr) -> Steps:
+    """What is remembered of a kernel whose elements along ``dimension`` are ``numel``.
+
+    Each number of elements has the configuration of the nearest one that is remembered; numbers
+    that ``numel`` can't have where the kernel runs are left out.
+    """
+    known = _known(kernel.digest)
+    places = {kernel.along(dimension, sizes): found for sizes, found in known.items()}
+    numbers = sorted(n for n in places if n is not None and n > 0)
+    steps: Steps = []
+    for n, following in itertools.zip_longest(numbers, numbers[1:]):
+        limit = None if following is None else math.isqrt(n * following)
+        if limit is not None and V.graph.sizevars.statically_known_true(sympy.Gt(numel, limit)):
+            continue
+        if steps and steps[-1][1] == places[n]:
+            steps.pop()
+        if limit is None or V.graph.sizevars.statically_known_true(sympy.Le(numel, limit)):
+            return [*steps, (None, places[n])]
+        steps.append((limit, places[n]))
+    return steps
+
+
 def _known(digest: str) -> dict[str, Configuration]:
-    """Configurations by hints; a file that does not have them is passed over."""
+    """Configurations by sizes; a file that does not have them is passed over."""
     if digest not in _chosen:
         try:
             read = json.loads((_folder() / f"{digest}.json").read_text())
         except (OSError, ValueError):
             return {}
         if not isinstance(read, dict) or not all(
-            _ARE_HINTS.fullmatch(hints) and _is_plain(chosen) for hints, chosen in read.items()
+            _ARE_SIZES.fullmatch(sizes) and _is_plain(chosen) for sizes, chosen in read.items()
         ):
             return {}
         _chosen[digest] = read
@@ -362,9 +460,13 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
             fuses with them, kernels are those that were measured if their sources say so.
     """
     from torch._inductor.codegen.triton import TritonScheduling
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 
     define: Callable[..., Any] = TritonScheduling.define_kernel
     emit: Callable[..., Any] = TritonScheduling._emit_kernel_to_wrapper
+    write: Callable[..., Any] = PythonWrapperCodegen._generate_kernel_call_helper
+    # What is launched in place of a kernel.
+    launched: dict[str, _BySize] = {}
 
     def is_measured(nodes: Sequence[Any]) -> bool:
         python = not getattr(V.graph, "cpp_wrapper", False)
@@ -372,9 +474,7 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
 
     def define_with_facts(self: Any, source: str, nodes: Sequence[Any], kernel: Any) -> Any:
         if is_measured(nodes):
-            # Several kernels in one have none.
-            trees = getattr(kernel, "range_trees", ())
-            source = with_facts(source, {tree.prefix: tree.numel for tree in trees})
+            source = with_facts(source, _numels(kernel))
         return define(self, source, nodes, kernel)
 
     def emit_fixed(
@@ -388,23 +488,104 @@ def as_measured(only: Set[Node] | None = None) -> Iterator[None]:
         path: str,
         *others: Any,
     ) -> None:
-        rewritten = None
+        sources: dict[str, str] = {}
         if is_measured(nodes):
-            chosen = find(Kernel.of(source, name))
-            rewritten = (
-                without_masks(source) if chosen is None else with_configuration(source, chosen)
-            )
-        if rewritten is not None:
-            source, path = rewritten, get_path(code_hash(rewritten.strip()), "py")[2]
-        emit(self, wrapper, kernel, source, name, function, nodes, path, *others)
+            sources, by_size = _variants(source, name, _numels(kernel))
+            if by_size is not None:
+                launched[name] = by_size
+        for variant, text in (sources or {name: source}).items():
+            called = variant if function == name else function
+            at = get_path(code_hash(text.strip()), "py")[2] if sources else path
+            emit(self, wrapper, kernel, text, variant, called, nodes, at, *others)
+
+    def write_by_size(self: Any, name: str, args: Sequence[Any], **options: Any) -> Any:
+        if name in launched:
+            name = launched[name].expression(self, args, options.get("triton_meta") or {})
+        return write(self, name, args, **options)
 
     TritonScheduling.define_kernel = define_with_facts
     TritonScheduling._emit_kernel_to_wrapper = emit_fixed
+    PythonWrapperCodegen._generate_kernel_call_helper = write_by_size
     try:
         yield
     finally:
         TritonScheduling.define_kernel = define
         TritonScheduling._emit_kernel_to_wrapper = emit
+        PythonWrapperCodegen._generate_kernel_call_helper = write
+
+
+@dataclass(frozen=True)
+class _BySize:
+    """A kernel in several variants, of which the number of elements decides.
+
+    Attributes:
+        dimension: Of the elements.
+        names: Of the variants, each with the number up to which it is launched.
+    """
+
+    dimension: str
+    names: Sequence[tuple[int | None, str]]
+
+    def expression(self, wrapper: Any, args: Sequence[Any], meta: Mapping[str, Any]) -> str:
+        """The variant for a call with ``args``, as an expression in generated code."""
+        signature = meta.get("signature", {})
+        names = [name for name, kind in signature.items() if kind != "constexpr"]
+        numel = f"{self.dimension}numel"
+        if (
+            numel not in names
+            or len(names) != len(args)
+            or inductor_config.triton.autotune_at_compile_time
+        ):
+            return self.names[0][1]
+        (number,) = wrapper.prepare_triton_kernel_call([args[names.index(numel)]])
+        *others, (_, last) = self.names
+        chain = "".join(f"{name} if {number} <= {limit} else " for limit, name in others)
+        return f"({chain}{last})"
+
+
+def _variants(
+    source: str, name: str, numels: Mapping[str, sympy.Expr]
+) -> tuple[dict[str, str], _BySize | None]:
+    """The sources that a kernel is generated as, by name: none where it stays as it is.
+
+    Several where other sizes have other configurations, with what says which one is launched.
+    """
+    dimension, steps = _steps(Kernel.of(source, name), numels)
+    if not steps:
+        unmasked = without_masks(source)
+        return ({} if unmasked is None else {name: unmasked}), None
+    sources: dict[str, str] = {}
+    variants: dict[str, str] = {}
+    for _, chosen in steps:
+        key = json.dumps(chosen, sort_keys=True)
+        if key in variants:
+            continue
+        variants[key] = name if not variants else f"{name}_c{len(variants)}"
+        text = with_configuration(source, chosen)
+        if text is None:
+            return {}, None
+        sources[variants[key]] = text.replace(name, variants[key])
+    names = [(limit, variants[json.dumps(chosen, sort_keys=True)]) for limit, chosen in steps]
+    return sources, (_BySize(dimension, names) if len(sources) > 1 else None)
+
+
+def _steps(kernel: Kernel, numels: Mapping[str, sympy.Expr]) -> tuple[str, Steps]:
+    """The configurations of a kernel, and the dimension that decides which one is launched."""
+    dynamic = [dim for dim, numel in numels.items() if not numel.is_Integer]
+    if len(dynamic) == 1:
+        (dimension,) = dynamic
+        if steps := find_steps(kernel, dimension, numels[dimension]):
+            return dimension, steps
+    found = find(kernel)
+    return "", ([] if found is None else [(None, found)])
+
+
+def _numels(kernel: Any) -> dict[str, sympy.Expr]:
+    """How many elements a kernel that is generated is for, by dimension.
+
+    Several kernels in one have none.
+    """
+    return {tree.prefix: tree.numel for tree in getattr(kernel, "range_trees", ())}
 
 
 def _origins(nodes: Sequence[Any]) -> set[Node]:

@@ -156,14 +156,11 @@ def measure(bench: Bench, contenders: Sequence[Contender], point: Point) -> list
     return [measured.get(id(contender)) or _out(contender) for contender in contenders]
 
 
-def choose_configurations(
-    bench: Bench, module: BenchmarkModule, points: Sequence[Point], own: bool
-) -> None:
+def choose_configurations(bench: Bench, module: BenchmarkModule, points: Sequence[Point]) -> None:
     """Tune the kernels of a module that has been measured again, for all of ``points``.
 
     What is found is kept for what is generated in the end, see ``triton_configs``; in a process of
-    its own a module is tuned once. ``own`` is whether it is also for code that is generated for the
-    sizes that the module was first called at.
+    its own a module is tuned once.
     """
     device = bench.device
     if device.type != "cuda" or config.measure_in_subprocess:
@@ -177,7 +174,7 @@ def choose_configurations(
 
     try:
         with real_tensors([device]):
-            triton_configs.choose_again(device, calls(), own)
+            triton_configs.choose_again(device, calls())
     except Exception as reason:
         log.debug("%s: kernels stay as they were tuned", bench.call.op, exc_info=reason)
         free_memory(device)
