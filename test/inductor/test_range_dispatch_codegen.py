@@ -146,6 +146,35 @@ class CodegenTest(RangeDispatchTestCase):
             x, w = self.inputs(n)
             self.assertEqual(compiled(x, w), self.expected(ends, x, w))
 
+    def test_passes_go_over_branches_not_over_what_chooses(self):
+        """Over every level of the nest they would evaluate all levels below."""
+        from torch._inductor import compile_fx
+
+        joint, post = "_recursive_joint_graph_passes", "_recursive_post_grad_passes"
+        found = {joint: [], post: []}
+
+        def number_of(graph, target):
+            return len(graph.graph.find_nodes(op="call_function", target=target))
+
+        def counting(name):
+            passes = getattr(compile_fx, name)
+
+            def count(graph, *args, **options):
+                levels = number_of(graph, torch.ops.higher_order.cond)
+                found[name].append((levels, number_of(graph, torch.ops.aten.sin.default)))
+                return passes(graph, *args, **options)
+
+            return mock.patch.object(compile_fx, name, count)
+
+        op, labels = self.make(3, 5, 9)
+        compiled = torch.compile(lambda x, w: op(x, w) * 2, dynamic=True, fullgraph=True)
+        with force_winners(labels), counting(joint), counting(post):
+            self.assertEqual(predicates(final_code(compiled, *self.inputs(4))), [3, 5, 9])
+        for graphs in found.values():
+            # The graph around the op, each candidate alone, and each branch.
+            self.assertEqual(sum(levels for levels, _ in graphs), 0)
+            self.assertGreaterEqual(sum(sines == 1 for _, sines in graphs), 4)
+
     def test_operands_are_freed_on_every_path(self):
         op, labels = self.make(3, 5)
         labels[6] = OP_LABEL

@@ -212,12 +212,6 @@ def _recorded(function: Callable[..., Any], fakes: Sequence[Any], mode: str) -> 
 
 def _optimized(graph: GraphModule) -> GraphModule:
     """``graph`` after the passes that a compile of it alone would run over it."""
-    # Not there yet when Inductor imports this module.
-    from torch._inductor.compile_fx import (
-        _recursive_joint_graph_passes,
-        _recursive_post_grad_passes,
-    )
-
     for level in graph.modules():
         if isinstance(level, GraphModule):
             level.graph = fx_graph_cse(level.graph)
@@ -225,12 +219,47 @@ def _optimized(graph: GraphModule) -> GraphModule:
             level.recompile()
     # The patterns are made once for each device that is named here: as in the compile around this.
     devices = get_inputs_devices(V.graph.example_inputs or (), V.graph.module)
-    graph = _recursive_joint_graph_passes(graph, input_device=next(iter(devices)))
-    _recursive_post_grad_passes(graph, V.graph.is_inference)
+    graph = _passed_over(graph, next(iter(devices)))
     for level in graph.modules():
         if isinstance(level, GraphModule):
             _separate_outputs(level)
     return graph
+
+
+def _passed_over(graph: GraphModule, device: torch.device) -> GraphModule:
+    """Run Inductor's passes over ``graph``, or over what it chooses among if it does no more.
+
+    Over every level of a nest the passes would evaluate all that is below, again and again: with
+    16 branches that takes most of a compile.
+    """
+    # Not there yet when Inductor imports this module.
+    from torch._inductor.compile_fx import (
+        _recursive_joint_graph_passes,
+        _recursive_post_grad_passes,
+    )
+
+    conditionals = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+    if conditionals and _only_chooses(graph.graph):
+        for conditional in conditionals:
+            for branch in conditional.args[1:3]:
+                inside = getattr(graph, branch.target)
+                setattr(graph, branch.target, _passed_over(inside, device))
+        return graph
+    graph = _recursive_joint_graph_passes(graph, input_device=device)
+    _recursive_post_grad_passes(graph, V.graph.is_inference)
+    return graph
+
+
+def _only_chooses(graph: torch.fx.Graph) -> bool:
+    """Whether all that ``graph`` computes is what its conditionals compare."""
+    choosing = (
+        torch.ops.higher_order.cond,
+        torch.ops.aten.sym_size.int,
+        operator.getitem,
+        operator.le,
+    )
+    called = [node for node in graph.nodes if node.op.startswith("call_")]
+    return all(node.op == "call_function" and node.target in choosing for node in called)
 
 
 def _return_what_is_there(graph: torch.fx.Graph) -> None:
