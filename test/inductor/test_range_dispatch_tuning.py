@@ -879,10 +879,10 @@ class ProbesTest(TuningTestCase):
     @parametrize(
         "winners, chosen_again",
         [
-            ("rrrr", [("right", [2, 4, 8, 16, 32], True)]),
-            ("oorr", [(OP_LABEL, [2, 4], False), ("right", [8, 16, 32], False)]),
+            ("rrrr", [("right", [2, 4, 8, 16, 32])]),
+            ("oorr", [(OP_LABEL, [2, 4]), ("right", [8, 16, 32])]),
             # What is for 8 alone is tuned for that, the middle one, from the start.
-            ("oror", [(OP_LABEL, [2], False), ("right", [4], False), ("right", [16, 32], False)]),
+            ("oror", [(OP_LABEL, [2]), ("right", [4]), ("right", [16, 32])]),
         ],
     )
     def test_what_configurations_are_chosen_for(self, winners, chosen_again, recorded):
@@ -899,8 +899,8 @@ class ProbesTest(TuningTestCase):
             wins = labels[winner_of[point.size]]
             return [Measurement(name, 1.0 if name == wins else 2.0) for name in names]
 
-        def choose(bench, module, points, own):
-            found.append((modules[id(module)], [point.size for point in points], own))
+        def choose(bench, module, points):
+            found.append((modules[id(module)], [point.size for point in points]))
 
         records.forget()
         self.addCleanup(records.forget)
