@@ -35,8 +35,9 @@ import torch
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import kernel_source, timing, triton_configs
+from torch._inductor.kernel.range_dispatch import compat, kernel_source, timing, triton_configs
 from torch._inductor.kernel.range_dispatch.kernel_source import (
+    offered_for,
     with_configuration,
     with_facts,
     without_masks,
@@ -121,6 +122,11 @@ def triton_poi_0({", ".join(names)}, XBLOCK : tl.constexpr):
 
 CHOSEN = {"XBLOCK": 8, "num_warps": 2, "num_stages": 1}
 SOME = Kernel.of(kernel(), "triton_red_0")
+
+
+def blocks_of(block):
+    """A configuration."""
+    return SimpleNamespace(kwargs={"XBLOCK": block}, num_warps=2, num_stages=1, maxnreg=None)
 
 
 def with_a_mask():
@@ -411,13 +417,12 @@ class KeptTest(RangeDispatchTestCase):
 
     def tuned(self, filename="kernel.py"):
         """What Inductor has for a kernel that has been tuned."""
-        chosen = SimpleNamespace(kwargs={"XBLOCK": 8}, num_warps=2, num_stages=1, maxnreg=None)
         path = self.folder.parent / filename
         path.write_text(kernel())
         return SimpleNamespace(
             filename=str(path),
             inductor_meta={"kernel_name": "triton_red_0"},
-            launchers=[SimpleNamespace(config=chosen)],
+            launchers=[SimpleNamespace(config=blocks_of(8))],
         )
 
     def test_a_tuned_kernel_is_remembered(self):
@@ -431,19 +436,22 @@ class KeptTest(RangeDispatchTestCase):
         triton_configs._remember(lost, {SOME.hints: lost.launchers[0]})
         self.assertIsNone(find(Kernel.of(kernel("other"), "other")))
 
-    def several(self, times):
-        """A kernel that chose the first of some configurations, with times by rows."""
+    def several(self, times, tried=None):
+        """A kernel that chose the first of some configurations, with times by rows.
+
+        Those in ``tried``, where it is given, are the ones that it chose among.
+        """
         tuned = self.tuned()
-        chosen = tuned.launchers[0].config
 
         class Chosen(CachingAutotuner):
             def __init__(self):
                 vars(self).update(vars(tuned))
                 self.triton_meta = {"signature": {"out": "*fp32", "xnumel": "i32", "XBLOCK": ""}}
-                others = [{**vars(chosen), "kwargs": {"XBLOCK": block}} for block in times]
-                tried = [SimpleNamespace(config=SimpleNamespace(**other)) for other in others]
-                self.launchers = tried[:1]
-                vars(self)[triton_configs._TRIED] = tried
+                others = [blocks_of(block) for block in (times if tried is None else tried)]
+                launchers = [SimpleNamespace(config=other) for other in others]
+                self.launchers = launchers[:1]
+                if len(launchers) > 1:
+                    vars(self)[triton_configs._TRIED] = launchers
 
             def bench(self, launcher, *args, **kwargs):
                 if kwargs:
@@ -453,7 +461,7 @@ class KeptTest(RangeDispatchTestCase):
         return Chosen()
 
     def choose_again(self, kernel, rows):
-        """Call it with some numbers of rows; those that it ran with."""
+        """Call it with some numbers of rows; those that it ran with, seen first, then timed."""
         ran = []
         stock = mock.patch.object(CachingAutotuner, "run", lambda self, *a, stream: ran.append(a))
         with stock:
@@ -472,7 +480,7 @@ class KeptTest(RangeDispatchTestCase):
         """Each size counts alike: not the one that takes longest."""
         times = {1: {16: 1.5, 100: 1.2, 4096: 2.0}, 8: {16: 1.0, 100: 1.0, 4096: 2.5}}
         kernel = self.several(times)
-        self.assertEqual(self.choose_again(kernel, (16, 100, 4096)), [16, 100, 4096])
+        self.assertEqual(self.choose_again(kernel, (16, 100, 4096)), 2 * [16, 100, 4096])
         self.assertEqual([found.config.kwargs for found in kernel.launchers], [{"XBLOCK": 8}])
         # Where another one saves enough of the call, it is kept for that size.
         self.assertEqual(self.kept(), {"x=16": 8, "x=100": 8, "x=4096": 1})
@@ -514,6 +522,58 @@ class KeptTest(RangeDispatchTestCase):
         self.assertEqual(self.choose_again(kernel, [16]), [16])
         self.assertFalse(self.folder.exists())
 
+    @parametrize("tried", [[32], [32, 64]])
+    def test_what_is_offered_for_any_of_the_sizes_is_tried(self, tried):
+        """A kernel made for many rows is offered small blocks for few, and none twice."""
+        times = {
+            1: {16: 1.0, 4096: 9.0},
+            32: {16: 2.0, 4096: 3.0},
+            64: {16: 3.0, 4096: 2.0},
+        }
+        for by_rows in times.values():
+            by_rows[4000] = by_rows[4096]
+        tuned = self.several(times, tried)
+        Path(tuned.filename).write_text(kernel(hints="{'x': 4096}"))
+        offered = {16: [1, 32], 4096: [32, 64, 128]}
+        compiled = []
+
+        def reduction(size_hints, return_configs, **others):
+            return [blocks_of(block) for block in offered[size_hints["x"]]]
+
+        def launcher(kernel, configuration):
+            (block,) = configuration.kwargs.values()
+            compiled.append(block)
+            if block == 128:
+                raise RuntimeError("out of shared memory")
+            return SimpleNamespace(config=configuration)
+
+        with (
+            mock.patch.object(triton_heuristics, "reduction", reduction),
+            mock.patch.object(compat, "launcher", launcher),
+        ):
+            self.choose_again(tuned, (16, 16, 4000, 4096))
+        self.assertEqual(compiled, [block for block in (1, 64, 128) if block not in tried])
+        kept = json.loads((self.folder / f"{SOME.digest}.json").read_text())
+        self.assertEqual(
+            {k: v["XBLOCK"] for k, v in kept.items()}, {"x=16": 1, "x=4000": 64, "x=4096": 64}
+        )
+
+    @unittest.skipUnless(has_triton_package(), "configurations are Triton's")
+    def test_what_is_offered_depends_on_the_sizes(self):
+        """By Inductor's own rules: so there is something to offer."""
+        source = pointwise("in_ptr0: *fp32, in_ptr1: *fp32, out_ptr0: *fp32", [])
+        device = "DeviceProperties(type='cuda', index=0, multi_processor_count=132, cc=90, "
+        device += "warp_size=32)"
+        source = source.replace("'constants'", f"'device': {device}, 'constants'")
+        offered = [
+            [tuple(c.kwargs.values()) for c in offered_for(source, [{"x": n} for n in sizes])]
+            for sizes in ([200], [1 << 20], [200, 1 << 20, 1000 * 1000])
+        ]
+        few, many, both = offered
+        self.assertNotEqual(few, many)
+        self.assertEqual(both, few + many)
+        self.assertEqual(offered_for("def f(): pass", [{"x": 1}]), [])
+
     @parametrize(
         "numel, least, most, expected",
         [
@@ -544,11 +604,11 @@ class KeptTest(RangeDispatchTestCase):
             steps = triton_configs.find_steps(kernel, "x", numel)
         self.assertEqual([(limit, chosen["XBLOCK"]) for limit, chosen in steps], expected)
 
-    def test_which_modules_have_chosen(self):
-        for count in (1, 2):
-            scope = {"kernel": self.several({2**i: {} for i in range(count)}), "other": 1}
+    def test_which_modules_may_choose(self):
+        for kernel in (None, self.several({1: {}})):
+            scope = {"kernel": kernel, "other": 1}
             exec("def call(args): pass", scope)
-            self.assertEqual(triton_configs.has_chosen(scope["call"]), count == 2)
+            self.assertEqual(triton_configs.may_choose(scope["call"]), kernel is not None)
 
     @parametrize("at_compile_time", [False, True])
     def test_what_decides_which_variant_is_launched(self, at_compile_time):
@@ -1106,6 +1166,13 @@ class DeviceTest(RangeDispatchTestCase):
             keep_all(digest, chosen)
             kept.extend(chosen.values())
 
+        offered = []
+        launcher_of = compat.launcher
+
+        def launcher(kernel, configuration):
+            offered.append(launcher_of(kernel, configuration))
+            return offered[-1]
+
         compiled = torch.compile(self.op, dynamic=True)
         x = torch.randn(32, 1024, device=GPU_TYPE)
         with (
@@ -1113,6 +1180,7 @@ class DeviceTest(RangeDispatchTestCase):
             inductor_config.patch(autotune_local_cache=False),
             mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
             mock.patch.object(triton_configs, "keep", keeping),
+            mock.patch.object(compat, "launcher", launcher),
         ):
             # In benchmark modules nothing is timed by launching it.
             with mock.patch.object(
@@ -1121,6 +1189,8 @@ class DeviceTest(RangeDispatchTestCase):
                 _, codes = run_and_get_code(compiled, x)
             measured = list(tuned)
             self.assertTrue(measured)
+            # One range of all sizes has what is offered for few rows, and what is for many.
+            self.assertEqual(bool(offered), inlined)
             fixed = re.findall(r"fixed_config\(\n\s*config=(\{.*?\}),", codes[-1])
             self.assertTrue(fixed, codes[-1])
             for found in fixed:

@@ -49,9 +49,9 @@ SETTINGS = {
 # (device, workload): (points, probes).
 CROSSOVERS: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {
     ("cuda", "skinny_matmul"): ((8, 64, 768, 1024, 4096), ()),
-    ("cuda", "attention"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
+    ("cuda", "attention"): ((16, 32, 64, 128, 1024, 4096), (16, 32, 64, 96, 512, 4096, 16384)),
     ("cuda", "cross_entropy"): ((8, 32, 256, 1024, 4096), (8, 16, 24, 256, 1024, 4096, 16384)),
-    ("cuda", "block"): ((16, 64, 128, 1024, 4096), (16, 64, 96, 512, 4096, 16384)),
+    ("cuda", "block"): ((16, 32, 64, 128, 1024, 4096), (16, 32, 64, 96, 512, 4096, 16384)),
 }
 # Seconds after the end of a phase that stock is left to finish what it has begun.
 STOCK_EXTRA = 20.0

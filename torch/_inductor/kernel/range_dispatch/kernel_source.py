@@ -17,7 +17,7 @@ import ast
 import logging
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,20 @@ def _without_masks(body: str, configurations: Sequence[Mapping[str, Any]]) -> st
     return _MASK.sub(replaced, body)
 
 
+def offered_for(source: str, sizes: Iterable[Mapping[str, int]]) -> list[Any]:
+    """What Inductor lets a kernel choose among where it is made for any of ``sizes``.
+
+    Those are numbers of elements by dimension; what is offered are each a ``triton.Config``, none
+    for a kernel whose configurations do not go by size alone.
+    """
+    found = _Heuristic.of(source)
+    if found is None:
+        return []
+    hints = [{dim: 1 << max(n - 1, 0).bit_length() for dim, n in each.items()} for each in sizes]
+    different = [each for place, each in enumerate(hints) if each not in hints[:place]]
+    return [config for each in different for config in found.offered(each)]
+
+
 @dataclass(frozen=True)
 class _Heuristic:
     """The decorator that gives a kernel its configurations.
@@ -184,15 +198,28 @@ class _Heuristic:
         meta = _entries(self.given["inductor_meta"])
         if other := [name for name in _OTHER_BLOCKS if meta.get(name)]:
             raise ValueError(f"its blocks depend on {other}")
+        return [dict(configuration.kwargs) for configuration in self.offered()]
+
+    def offered(self, sizes: Mapping[str, int] | None = None) -> list[Any]:
+        """What the heuristic gives for the sizes that the kernel is hinted to be for, or others.
+
+        Raises:
+            KeyError: The kernel has dimensions that ``sizes`` does not have.
+        """
         from torch._inductor.runtime import hints, triton_heuristics
 
-        asked = ast.keyword("return_configs", ast.Constant(True))
-        call = ast.Call(self.call.func, self.call.args, [*self.call.keywords, asked])
+        keywords = [*self.call.keywords, ast.keyword("return_configs", ast.Constant(True))]
+        if sizes is not None:
+            own = ast.literal_eval(self.given["size_hints"])
+            made_for = ast.parse(repr({dim: sizes[dim] for dim in own}), mode="eval").body
+            keywords = [k for k in keywords if k.arg != "size_hints"]
+            keywords.append(ast.keyword("size_hints", made_for))
+        call = ast.Call(self.call.func, self.call.args, keywords)
         # What the arguments are written with, as in the kernel's own file.
         scope = {**vars(hints), "triton_heuristics": triton_heuristics, "__file__": None}
         expression = ast.fix_missing_locations(ast.Expression(call))
-        found = eval(compile(expression, "<kernel>", "eval"), scope)
-        return [dict(configuration.kwargs) for configuration in found]
+        found: list[Any] = eval(compile(expression, "<kernel>", "eval"), scope)
+        return found
 
 
 def _entries(meta: ast.expr | None) -> dict[Any, Any]:

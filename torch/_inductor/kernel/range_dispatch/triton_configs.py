@@ -6,11 +6,13 @@ than the kernel, it is the host that is timed. Of three tunings of a split-K mat
 got a configuration that took 47 us at 1024 rows, the others one that took 9. So in benchmark
 modules configurations are timed as candidates are, by replaying a CUDA graph.
 
-A module is tuned for the sizes of its first call. The winner of a range is tuned again, for all
-sizes that its range was measured at. One configuration seldom suits them all: of two of an RMSNorm
-on an H200, one takes 2.4 us at 16 rows and the other 3.1, but at 16384 rows they take 274 and 268.
-Where another one than the best over all sizes saves enough of the call, the generated code has the
-kernel with both, and launches the one that was the best at the nearest size (in powers of two).
+A module is tuned for the sizes of its first call, among what Inductor offers for those: a kernel
+for a thousand rows gets larger blocks than one for ten. The winner of a range is tuned again, for
+all sizes that its range was measured at, among what is offered for any of them. One configuration
+seldom suits them all: of two of an RMSNorm on an H200, one takes 2.4 us at 16 rows and the other
+3.1, but at 16384 rows they take 274 and 268. Where another one than the best over all sizes saves
+enough of the call, the generated code has the kernel with both, and launches the one that was the
+best at the nearest size (in powers of two).
 
 What runs in the end, in a branch or inlined, often has kernels of the same source as the module
 that was measured, but for their names, the sizes that they are hinted to be for, and whether they
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -44,6 +47,7 @@ from torch._inductor.codecache import code_hash, get_path
 from torch._inductor.kernel.range_dispatch import compat, records
 from torch._inductor.kernel.range_dispatch.kernel_source import (
     Configuration,
+    offered_for,
     with_configuration,
     with_facts,
     without_facts,
@@ -66,6 +70,9 @@ log = logging.getLogger(__name__)
 # How many elements a kernel is launched for, by dimension. The hints that it is generated with are
 # such numbers, rounded up to powers of two.
 Sizes = tuple[tuple[str, int], ...]
+
+# Milliseconds of a launch.
+Bench = Callable[[Any], float]
 
 # What a kernel with another configuration has to save of a call, where each takes its best one.
 _WORTH_A_KERNEL = 0.01
@@ -137,10 +144,12 @@ def _remember(kernel: CachingAutotuner, chosen: Mapping[Sizes, Any]) -> None:
         log.debug("the configurations of a kernel are not kept: %s", first_line(reason))
 
 
-def has_chosen(module: Callable[..., Any]) -> bool:
-    """Whether the kernels of a generated module, given its function, chose among any."""
+def may_choose(module: Callable[..., Any]) -> bool:
+    """Whether a generated module, given its function, has kernels that may choose among any."""
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
     scope = getattr(module, "__func__", module).__globals__
-    return any(len(_tried(value)) > 1 for value in scope.values())
+    return any(isinstance(value, CachingAutotuner) for value in scope.values())
 
 
 @dataclass(frozen=True)
@@ -158,39 +167,37 @@ class _Times:
     milliseconds: Sequence[float]
 
 
-def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]]) -> None:
+def choose_again(device: torch.device, calls: Sequence[Callable[[], Any]]) -> None:
     """Have kernels take the configurations that are best over all of ``calls``, each alike.
 
-    Kept are those, and for single calls the ones with which the call is clearly faster.
+    They choose among what is offered for the sizes of any call. Kept are those, and for single
+    calls the ones with which the call is clearly faster.
 
     Args:
         device: Where they run.
         calls: Each calls what they are in, at other sizes; it has been called before.
     """
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    run = CachingAutotuner.run
-    number = 0
+    launched: dict[CachingAutotuner, list[Sizes]] = {}
+    with _runs_seen(lambda kernel, sizes, _: launched.setdefault(kernel, []).append(sizes)):
+        for call in calls:
+            call()
+    for kernel, sizes in launched.items():
+        _offer(kernel, sizes)
+    if not any(len(_tried(kernel)) > 1 for kernel in launched):
+        return
     found: dict[CachingAutotuner, list[_Times]] = {}
 
-    def run_each(self: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
-        tried = _tried(self)
+    def measure(number: int, kernel: CachingAutotuner, sizes: Sizes, bench: Bench) -> None:
+        tried = _tried(kernel)
         if len(tried) > 1:
-            given = {name: value for name, value in kwargs.items() if name != "stream"}
-            times = [max(self.bench(launcher, *args, **given), 1e-9) for launcher in tried]
-            found.setdefault(self, []).append(_Times(number, _sizes(self, args), times))
-        return run(self, *args, **kwargs)
+            times = [max(bench(launcher), 1e-9) for launcher in tried]
+            found.setdefault(kernel, []).append(_Times(number, sizes, times))
 
     with timed_by_replay(device, remember=False):
-        CachingAutotuner.run = run_each
-        try:
-            for call in calls:
+        for number, call in enumerate(calls):
+            with _runs_seen(functools.partial(measure, number)):
                 call()
-                number += 1
-                del call  # with its inputs, before there are others
-        finally:
-            CachingAutotuner.run = run
-    whole = [0.0] * number
+    whole = [0.0] * len(calls)
     for row in itertools.chain.from_iterable(found.values()):
         whole[row.call] += min(row.milliseconds)
     for kernel, rows in found.items():
@@ -203,6 +210,49 @@ def choose_again(device: torch.device, calls: Iterable[Callable[[], Any]]) -> No
             won = [_name(sizes) for sizes, winner in chosen.items() if winner == place]
             name = kernel.inductor_meta["kernel_name"]
             log.debug("%s: %s ms with %s, chosen for %s", name, times, launcher.config, won)
+
+
+@contextlib.contextmanager
+def _runs_seen(
+    see: Callable[[CachingAutotuner, Sizes, Bench], None],
+) -> Iterator[None]:
+    """Inside, ``see`` is called before each run of a kernel.
+
+    It gets the kernel, the sizes, and what times a launcher with the arguments of the run.
+    """
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    run = CachingAutotuner.run
+
+    def run_seen(self: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
+        given = {name: value for name, value in kwargs.items() if name != "stream"}
+        see(self, _sizes(self, args), lambda launcher: self.bench(launcher, *args, **given))
+        return run(self, *args, **kwargs)
+
+    CachingAutotuner.run = run_seen
+    try:
+        yield
+    finally:
+        CachingAutotuner.run = run
+
+
+def _offer(kernel: CachingAutotuner, sizes: Sequence[Sizes]) -> None:
+    """Have a kernel that has run try what Inductor offers for any of ``sizes``, too."""
+    tried = vars(kernel).setdefault(_TRIED, list(kernel.launchers))
+    known = [_options(launcher.config) for launcher in tried]
+    try:
+        offered = offered_for(Path(kernel.filename or "").read_text(), map(dict, sizes))
+    except Exception as reason:
+        log.debug("a kernel chooses among what it has: %s", first_line(reason))
+        return
+    for configuration in offered:
+        if (options := _options(configuration)) in known:
+            continue
+        known.append(options)
+        try:
+            tried.append(compat.launcher(kernel, configuration))
+        except Exception as reason:  # it needs more than the device has
+            log.debug("a kernel does without %s: %s", configuration, first_line(reason))
 
 
 def _chosen_in(rows: Sequence[_Times], whole: Sequence[float]) -> tuple[int, dict[Sizes, int]]:
@@ -556,16 +606,16 @@ def _variants(
         return ({} if unmasked is None else {name: unmasked}), None
     sources: dict[str, str] = {}
     variants: dict[str, str] = {}
-    for _, chosen in steps:
+    names: list[tuple[int | None, str]] = []
+    for limit, chosen in steps:
         key = json.dumps(chosen, sort_keys=True)
-        if key in variants:
-            continue
-        variants[key] = name if not variants else f"{name}_c{len(variants)}"
-        text = with_configuration(source, chosen)
-        if text is None:
-            return {}, None
-        sources[variants[key]] = text.replace(name, variants[key])
-    names = [(limit, variants[json.dumps(chosen, sort_keys=True)]) for limit, chosen in steps]
+        if key not in variants:
+            variants[key] = name if not variants else f"{name}_c{len(variants)}"
+            text = with_configuration(source, chosen)
+            if text is None:
+                return {}, None
+            sources[variants[key]] = text.replace(name, variants[key])
+        names.append((limit, variants[key]))
     return sources, (_BySize(dimension, names) if len(sources) > 1 else None)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,16 +165,15 @@ def choose_configurations(bench: Bench, module: BenchmarkModule, points: Sequenc
     device = bench.device
     if device.type != "cuda" or config.measure_in_subprocess:
         return
-    if not triton_configs.has_chosen(module.function):
+    if not triton_configs.may_choose(module.function):
         return
 
-    def calls() -> Iterator[Callable[[], Any]]:
-        for point in points:
-            yield functools.partial(module, point, make_inputs(bench.call, point, bench.generators))
+    def call_at(point: Point) -> None:
+        module(point, make_inputs(bench.call, point, bench.generators))
 
     try:
         with real_tensors([device]):
-            triton_configs.choose_again(device, calls())
+            triton_configs.choose_again(device, [functools.partial(call_at, p) for p in points])
     except Exception as reason:
         log.debug("%s: kernels stay as they were tuned", bench.call.op, exc_info=reason)
         free_memory(device)
