@@ -1,6 +1,7 @@
 # Owner(s): ["module: inductor"]
 """The tuning engine: right answers only, faults, the grid's probes, early stop, timing."""
 
+import ast
 import contextlib
 import json
 import math
@@ -14,7 +15,7 @@ import threading
 import time
 import unittest
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -1318,8 +1319,9 @@ class TimingTest(TuningTestCase):
             events.append(name)
             if ready.done():
                 return LambdaFuture(lambda: f"{name}, by a worker")
-            barrier.wait(timeout=60)
-            if source == "broken":
+            if len(events) <= together:
+                barrier.wait(timeout=60)
+            if source == "broken" or (source == "alone" and len(events) <= together):
                 raise RuntimeError(name)
             return name
 
@@ -1356,6 +1358,49 @@ class TimingTest(TuningTestCase):
             self.assertEqual(set(events), {"one", "two", "three"})
             self.assertRaisesRegex(RuntimeError, "two", finish, two)
         self.assertEqual((one(), three()), ("one", "three"))
+
+    def test_a_kernel_that_fails_beside_others_is_compiled_alone(self):
+        events = []
+        with self.starting_workers(events, together=2), compiling.compiled_together() as finish:
+            one, two = self.modules({"one": "", "two": "alone"})
+            finish(one)
+            self.assertEqual(events[2:], ["two"])
+        self.assertEqual((one(), two()), ("one", "two"))
+
+    def test_a_few_threads_are_enough(self):
+        events, most = [], compiling._MOST_THREADS
+        names = {f"kernel{i}": "" for i in range(3 * most)}
+        with (
+            self.starting_workers(events, together=most),
+            inductor_config.patch(compile_threads=100),
+            mock.patch.object(
+                compiling, "ThreadPoolExecutor", side_effect=ThreadPoolExecutor
+            ) as made,
+            compiling.compiled_together() as finish,
+        ):
+            made_of = self.modules(names)
+            finish(made_of[0])
+        made.assert_called_once_with(most)
+        self.assertEqual([f() for f in made_of], list(names))
+
+    @unittest.skipIf(sys.version_info >= (3, 12), "threads parse there as they like")
+    def test_one_thread_at_a_time_parses(self):
+        inside, together = [0], [0]
+
+        def parse(*args, **kwargs):
+            inside[0] += 1
+            together[0] = max(together[0], inside[0])
+            time.sleep(0.01)
+            inside[0] -= 1
+
+        with (
+            mock.patch.object(ast, "parse", parse),
+            compiling._parsing_in_turn(),
+            ThreadPoolExecutor(4) as pool,
+        ):
+            for _ in range(12):
+                pool.submit(lambda: ast.parse("x"))
+        self.assertEqual(together, [1])
 
     def test_workers_that_are_there_by_then_get_the_kernels(self):
         events = []

@@ -4,15 +4,18 @@ The workers take some seconds to start, and until then Inductor compiles Triton'
 another. In a process that tunes first thing these are the kernels of all candidates: on an H100,
 3.5 of the 6.4 seconds of a first compile with 6 implementations. So what is generated before the
 workers are there is kept, and compiled by threads when all of it is there; of what Triton does, the
-passes of LLVM and ptxas run at the same time.
+passes of LLVM and ptxas run at the same time. The rest holds the interpreter's lock: on 16 cores
+35 configurations take 2.9 s one after another, 1.5 s by 4 threads, and 1.4 s by 8 or by 14.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import contextvars
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +26,9 @@ from torch._inductor.codecache import CodeCacheFuture
 
 
 log = logging.getLogger(__name__)
+
+# More gain nothing, and a kernel that is begun later may find the workers ready.
+_MOST_THREADS = 8
 
 _one_at_a_time = threading.RLock()
 
@@ -83,12 +89,15 @@ class _Kept(CodeCacheFuture):
     def __init__(self, compile: Callable[[], Any]) -> None:
         self._compile = compile
         self._compiled: Callable[..., Any] | None = None
+        self.failed = False
 
     def start(self) -> None:
         """Compile it, or give it to the workers if they are there by now; raises nothing."""
+        self.failed = False
         try:
             compiled = self._compile()
         except Exception as error:
+            self.failed = True
             self._compiled = functools.partial(_raise, error)
             return
         is_future = isinstance(compiled, (Future, CodeCacheFuture))
@@ -111,8 +120,35 @@ def _workers_are_starting() -> bool:
 
 
 def _compile_in_threads(kept: Sequence[_Kept]) -> None:
-    count = min(len(kept), get_compile_threads())
+    count = min(len(kept), get_compile_threads(), _MOST_THREADS)
     log.debug("compiling %d kernels in %d threads", len(kept), count)
-    with ThreadPoolExecutor(count) as pool:
+    with _parsing_in_turn(), ThreadPoolExecutor(count) as pool:
         for kernel in kept:
             pool.submit(contextvars.copy_context().run, kernel.start)
+    # Whatever Triton does not do in several threads at once, it does alone.
+    for kernel in kept:
+        if kernel.failed:
+            kernel.start()
+
+
+@contextlib.contextmanager
+def _parsing_in_turn() -> Iterator[None]:
+    """Inside, one thread at a time is in ``ast.parse``.
+
+    Before Python 3.12 all threads share one counter of how deep they are, and one that is
+    interrupted there raises a SystemError (https://github.com/python/cpython/issues/106905).
+    """
+    if sys.version_info >= (3, 12):
+        yield
+        return
+    parse, lock = ast.parse, threading.RLock()
+
+    def parse_in_turn(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return parse(*args, **kwargs)
+
+    ast.parse = parse_in_turn
+    try:
+        yield
+    finally:
+        ast.parse = parse
