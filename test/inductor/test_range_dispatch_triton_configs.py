@@ -1189,8 +1189,8 @@ class DeviceTest(RangeDispatchTestCase):
                 _, codes = run_and_get_code(compiled, x)
             measured = list(tuned)
             self.assertTrue(measured)
-            # One range of all sizes has what is offered for few rows, and what is for many.
-            self.assertEqual(bool(offered), inlined)
+            # What is offered for few rows, or for many, was not where the module was made for.
+            self.assertTrue(offered)
             fixed = re.findall(r"fixed_config\(\n\s*config=(\{.*?\}),", codes[-1])
             self.assertTrue(fixed, codes[-1])
             for found in fixed:
