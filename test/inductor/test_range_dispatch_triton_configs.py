@@ -35,7 +35,7 @@ import torch
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
-from torch._inductor.kernel.range_dispatch import compat, kernel_source, timing, triton_configs
+from torch._inductor.kernel.range_dispatch import kernel_source, timing, triton_configs
 from torch._inductor.kernel.range_dispatch.kernel_source import (
     offered_for,
     with_configuration,
@@ -549,7 +549,7 @@ class KeptTest(RangeDispatchTestCase):
 
         with (
             mock.patch.object(triton_heuristics, "reduction", reduction),
-            mock.patch.object(compat, "launcher", launcher),
+            mock.patch.object(triton_configs, "_launcher", launcher),
         ):
             self.choose_again(tuned, (16, 16, 4000, 4096))
         self.assertEqual(compiled, [block for block in (1, 64, 128) if block not in tried])
@@ -1167,7 +1167,7 @@ class DeviceTest(RangeDispatchTestCase):
             kept.extend(chosen.values())
 
         offered = []
-        launcher_of = compat.launcher
+        launcher_of = triton_configs._launcher
 
         def launcher(kernel, configuration):
             offered.append(launcher_of(kernel, configuration))
@@ -1180,7 +1180,7 @@ class DeviceTest(RangeDispatchTestCase):
             inductor_config.patch(autotune_local_cache=False),
             mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
             mock.patch.object(triton_configs, "keep", keeping),
-            mock.patch.object(compat, "launcher", launcher),
+            mock.patch.object(triton_configs, "_launcher", launcher),
         ):
             # In benchmark modules nothing is timed by launching it.
             with mock.patch.object(

@@ -145,14 +145,6 @@ def launch_with(kernel: Any, launcher: Any) -> None:
         kernel._cached_launcher = None
 
 
-def launcher(kernel: Any, configuration: Any) -> Any:
-    """Compile a Triton kernel with another configuration, in this process."""
-    if kernel.fn.fn is None:  # it was compiled in another one
-        kernel.fn = kernel._reload_kernel().fn
-    with kernel.lock:
-        return kernel._precompile_config(configuration).make_launcher()
-
-
 def _make_fallback(op: OpOverload) -> None:
     # What GraphLowering.call_function does on the first call of an unknown op. An op of ours is
     # never unknown on 2.11, so it has to happen here, or its operands come unconstrained.

@@ -250,9 +250,17 @@ def _offer(kernel: CachingAutotuner, sizes: Sequence[Sizes]) -> None:
             continue
         known.append(options)
         try:
-            tried.append(compat.launcher(kernel, configuration))
+            tried.append(_launcher(kernel, configuration))
         except Exception as reason:  # it needs more than the device has
             log.debug("a kernel does without %s: %s", configuration, first_line(reason))
+
+
+def _launcher(kernel: CachingAutotuner, configuration: Any) -> Any:
+    """Compile a kernel with another configuration, in this process."""
+    if kernel.fn.fn is None:  # it was compiled in another one
+        kernel.fn = kernel._reload_kernel().fn
+    with kernel.lock:
+        return kernel._precompile_config(configuration).make_launcher()
 
 
 def _chosen_in(rows: Sequence[_Times], whole: Sequence[float]) -> tuple[int, dict[Sizes, int]]:
