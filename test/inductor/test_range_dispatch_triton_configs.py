@@ -810,20 +810,25 @@ class ReplayedTest(RangeDispatchTestCase):
 
 # Answers requests, a line of JSON each, with generated code.
 NO_DEVICE = """
+import contextlib
 import itertools
 import json
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import range_dispatch_no_device
 import torch
 from range_dispatch_common import config, define_op, force_winners
+from torch._inductor import async_compile
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
+from torch._inductor.runtime import triton_helpers, triton_heuristics
 
 range_dispatch_no_device.pretend()
 config.use_records, config.remeasure_margin = False, 0.0
@@ -947,6 +952,37 @@ def two_branches(low, high, rows, columns):
         )
 
 
+def offered(by_workers, *numels):
+    # The blocks that a kernel was compiled with, before and after others are offered.
+    code = range_dispatch_no_device.generated(short, [(8, 8192), (8192,)], torch.bfloat16)
+    ((name, source),) = range_dispatch_no_device.kernels(code).items()
+
+    def load():  # as in another process
+        PyCodeCache.cache_clear()
+        return async_compile._load_triton_kernel_from_source(name, source)
+
+    compiled = []
+
+    def launcher(result):  # there is no device to load it on
+        compiled.append(result.config.kwargs["XBLOCK"])
+        return SimpleNamespace(config=result.config)
+
+    results = [triton_heuristics.TritonCompileResult, triton_heuristics.StaticTritonCompileResult]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        for result in results:
+            stack.enter_context(mock.patch.object(result, "make_launcher", launcher))
+        kernel = load()
+        kernel._precompile_worker()
+        kernel.launchers = [kernel.compile_results[0].make_launcher()]
+        if by_workers:
+            kernel._reload_kernel, kernel.fn.fn = load, None
+        before = list(compiled)
+        triton_configs._offer(kernel, [(("x", numel),) for numel in numels])
+    tried = [launcher.config.kwargs["XBLOCK"] for launcher in triton_configs._tried(kernel)]
+    return [before, compiled, tried]
+
+
 for line in sys.stdin:
     function, *given = json.loads(line)
     triton_configs.forget()
@@ -1000,6 +1036,16 @@ class NoDeviceTest(RangeDispatchTestCase):
     def of_graph(self, *given):
         """The code as Inductor writes it, before configurations are known, and after."""
         return self.generated("with_masks_and_without", *given)
+
+    @parametrize("by_workers", [False, True])
+    def test_what_is_offered_for_other_sizes_is_compiled(self, by_workers):
+        """Where workers compiled the kernel, too, and its function has to be loaded again."""
+        before, compiled, tried = self.generated("offered", by_workers, 200, 1 << 22, 1 << 22)
+        self.assertEqual(len(before), 1)
+        self.assertGreater(len(tried), 1)
+        self.assertEqual(tried, compiled)
+        self.assertLess(min(tried), before[0])
+        self.assertGreater(max(tried), before[0])
 
     @parametrize("inlined", [False, True])
     def test_each_size_gets_what_is_best_there(self, inlined):
