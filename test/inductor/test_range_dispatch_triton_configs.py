@@ -974,9 +974,11 @@ def offered(by_workers, *numels):
             stack.enter_context(mock.patch.object(result, "make_launcher", launcher))
         kernel = load()
         kernel._precompile_worker()
-        kernel.launchers = [kernel.compile_results[0].make_launcher()]
         if by_workers:
-            kernel._reload_kernel, kernel.fn.fn = load, None
+            kernel._reload_kernel = load
+            kernel.prepare_for_pickle()
+            kernel.restore_after_unpickle(None)
+        kernel.launchers = [kernel.compile_results[0].make_launcher()]
         before = list(compiled)
         triton_configs._offer(kernel, [(("x", numel),) for numel in numels])
     tried = [launcher.config.kwargs["XBLOCK"] for launcher in triton_configs._tried(kernel)]
