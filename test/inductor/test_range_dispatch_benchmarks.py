@@ -68,6 +68,35 @@ class FiguresTest(TestCase):
         single = summary.compare(records, "w", "single")
         self.assertEqual((single.label, single.ratios), ("b", {1: 1.5, 2: 1.5}))
 
+    def test_ours_against_the_single_implementation_at_each_size(self):
+        records = [
+            *STARTED,
+            *(figure("floor", n, 10.0, "a", kernels=1) for n in (1, 2, 3)),
+            *(figure("single", n, 10.0, "a", kernels=1) for n in (1, 2)),
+            figure("ours", 1, 10.05, kernels=1),
+            figure("ours", 2, 10.5, kernels=3),
+            figure("ours", 3, 99.0, kernels=1),
+        ]
+        self.assertEqual(summary.over_single(records, "w"), {1: 1.005, 2: 1.05})
+        self.assertRegex(summary.text(records), r"\| w +\| 1.027 +\| 1.050 +\| 2 +\| 2 +\| 2 +\|")
+
+    def test_runs_of_some_workloads_each_are_shown_together(self):
+        runs = [
+            record | {key: name for key in ("workload",) if key in record} | {"workloads": [name]}
+            for name in ("w", "v")
+            for record in [*STARTED, figure("floor", 1, 10.0), figure("ours", 1, 11.0)]
+        ]
+        cut = [*runs, {"kind": "end", "seconds": 2.0}]
+        self.assertIn("not to the end", summary.text(cut))
+        shown = summary.text([*cut, {"kind": "end", "seconds": 3.0}])
+        self.assertIn("in 5 s", shown)
+        self.assertEqual(summary.workloads(cut), ["w", "v"])
+
+    def test_the_middle_is_finer_than_the_clock(self):
+        ticks = [3.2] * 30 + [3.232] * 30 + [40.0] * 9
+        self.assertAlmostEqual(measuring.middle(ticks), 3.220, places=3)
+        self.assertEqual(measuring.middle([5.0]), 5.0)
+
     def test_wrong_results_have_no_ratio(self):
         records = [
             *STARTED,

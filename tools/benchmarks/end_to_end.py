@@ -68,7 +68,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="the smallest form, to see it work")
     parser.add_argument("--json", type=Path, help="a file for the figures, a line each")
     parser.add_argument("--chart", type=Path, help="an SVG file for the chart")
-    parser.add_argument("--read", type=Path, help="measure nothing; show what --json has written")
+    parser.add_argument(
+        "--read", type=Path, nargs="+", help="measure nothing; show what --json has written"
+    )
     parser.add_argument("--time-limit", type=float, help="seconds; what is left by then is skipped")
     parser.add_argument(
         "--processes",
@@ -79,7 +81,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="a folder that keeps the processes' logs")
     args = parser.parse_args()
     if args.read:
-        records = read_records(args.read)
+        records = [record for path in args.read for record in read_records(path)]
     else:
         records = measured(args)
     print(summary.text(records))

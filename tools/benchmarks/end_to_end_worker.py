@@ -34,7 +34,7 @@ Function = Callable[..., Any]
 # Relative to the root mean square; what is further off computes something else.
 TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3}
 # What one measurement of one function may take, about, and its calls at most.
-GPU_SECONDS, GPU_CALLS = 0.03, 60
+GPU_SECONDS, GPU_CALLS = 0.06, 120
 CPU_SECONDS = 0.3
 # Other processes may hold memory for a moment while all compile.
 TRIES = 3

@@ -30,7 +30,7 @@ class Time:
     """Microseconds of a call.
 
     Attributes:
-        microseconds: The least of the rounds' medians, or of kernels the median of all calls.
+        microseconds: The least of the rounds' medians, or of kernels the ``middle`` of all calls.
         spread: How far the median round lies above it, relative to it.
         kernels: Kernels, copies and fills that a call starts on the device; None if not counted.
     """
@@ -187,6 +187,17 @@ def _in_turn(names: Sequence[str], turn: int) -> list[str]:
     return order
 
 
+def middle(times: Sequence[float]) -> float:
+    """The mean of the middle half: as little moved by what is far off as a median, and finer than
+    the profiler's clock, whose step of 32 ns is 1% of a kernel of 3 us.
+
+    >>> middle([1, 1, 1, 2, 2, 90])
+    1.5
+    """
+    cut = len(times) // 4
+    return statistics.fmean(sorted(times)[cut : len(times) - cut])
+
+
 def least(times: Sequence[float]) -> Time:
     least = min(times)
     return Time(least, statistics.median(times) / least - 1)
@@ -231,7 +242,7 @@ def _by_name(order: Sequence[str], parts: Sequence[Sequence[Activity]]) -> dict[
         counts.setdefault(name, []).append(len(part))
     return {
         name: Time(
-            statistics.median(times),
+            middle(times),
             statistics.median(times) / max(min(times), 1e-9) - 1,
             statistics.mode(counts[name]),
         )
