@@ -542,6 +542,34 @@ class TuningTest(RegionTestCase):
         self.assertEqual(found[0], graph(a, w)[0])
         self.assertEqual(set(outputs), {1 + used_outside})
 
+    @parametrize("device", DEVICES)
+    def test_what_is_lowered_early_is_measured_where_it_will_be_computed(self, device):
+        """A gate behind the op is computed in the branches, and so in a benchmark as well."""
+        self.register(scale)
+        measured = []
+
+        def graph(a, w):
+            return a + scale(a, w) * (a * 2).sigmoid()
+
+        def stored(a, w):
+            gate = (a * 2).sigmoid()
+            return a + scale(a, w) * gate, gate
+
+        def compiled(graph, *args, **kwargs):
+            targets = {node.target for node in graph.graph.nodes}
+            outputs = len(graph.graph.output_node().args[0])
+            measured.append((torch.ops.aten.sigmoid.default in targets, outputs))
+            return compile_for_benchmark(graph, *args, **kwargs)
+
+        compile_for_benchmark = tuner.compile_for_benchmark
+        a, w, *_ = inputs(20, device)
+        for function, outputs in ((graph, 1), (stored, 2)):
+            measured.clear()
+            with mock.patch.object(tuner, "compile_for_benchmark", compiled):
+                found = torch.compile(function, fullgraph=True)(a, w)
+            self.assertEqual(found, function(a, w))
+            self.assertEqual(set(measured), {(True, outputs)})
+
     def test_no_operand_is_realized_for_what_was_measured_before(self):
         """Inductor hints so once it has made a call of an op, as in the module of the op itself."""
         before = set(needs_realized_inputs)

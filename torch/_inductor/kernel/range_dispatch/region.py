@@ -261,9 +261,10 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
         else:
             operands[node] = stand_in(node) if given is None else given
 
+    early = _lowered_early(call)
     for node, name, operand in zip(call.nodes, call.names(), call.operands, strict=True):
         assert node is not None
-        if name.partition("[")[0] in generated or not _in_no_buffer(node):
+        if name.partition("[")[0] in generated or not (node in early or _in_no_buffer(node)):
             operands.setdefault(node, operand)
     for node, operand in zip(call.nodes, call.operands, strict=True):
         assert node is not None
@@ -275,7 +276,8 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
     kept = [
         node
         for node in OrderedSet(n for n in call.nodes if n is not None and n in producers)
-        if _same_place(node, op_node) and _from_branches(node, moved, to_come)[1]
+        if _same_place(node, op_node)
+        and (early[node] if node in early else _from_branches(node, moved, to_come)[1])
     ]
     return CallWithProducers(
         op=call.op,
@@ -461,7 +463,7 @@ def _computed_in_branches(
     used = any(user not in to_come or user in V.graph.env for user in outside)
     if value is not None and (found := in_no_buffer(value)) is not None:
         loops, views = found
-        wanted = any(user.op == "output" or not inlines(user) for user in outside)
+        wanted = any(map(_wants_memory, outside))
         in_memory = wanted and not used
         if in_memory and any(isinstance(view, ir.ExpandView) for view in views):
             return None  # its elements are in one place
@@ -480,6 +482,25 @@ def _computed_in_branches(
 
 def _in_no_buffer(node: Node) -> bool:
     return _computed_in_branches(node, (), frozenset()) is not None
+
+
+def _lowered_early(call: BoundCall) -> dict[Node, bool]:
+    """What is lowered before the op for its consumers, and then will be in no buffer.
+
+    Of each whether the branches hand it out, since something outside wants it in memory.
+    """
+    if not isinstance(call, RegionCall):
+        return {}
+    moved = _moved(call)
+    wanted = {
+        node: any(user not in moved and _wants_memory(user) for user in node.users)
+        for node in call.region.early
+    }
+    return {node: w for node, w in wanted.items() if not (w and node.target in _VIEWS)}
+
+
+def _wants_memory(user: Node) -> bool:
+    return user.op == "output" or not inlines(user)
 
 
 def inlines(node: Node) -> bool:
