@@ -492,7 +492,9 @@ class BoundsTest(RegionTestCase):
 
         region = self.inside(graph)
         self.assertFalse([name for name in region if "rand" in name])
-        self.assertIn("add", region[0])
+        # What is computed from the noise reads it, in the benchmarks as well.
+        self.assertTrue([name for name in region if "add" in name])
+        self.assertTrue([name for name in region if "mul" in name])
 
     def test_what_mutates_ends_a_region(self):
         def graph(op, x, w):
