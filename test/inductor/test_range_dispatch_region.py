@@ -492,9 +492,8 @@ class BoundsTest(RegionTestCase):
 
         region = self.inside(graph)
         self.assertFalse([name for name in region if "rand" in name])
-        # What is computed from the noise reads it, in the benchmarks as well.
+        # What is computed from the noise may be inside and read it; in 2.11 it stays outside, too.
         self.assertTrue([name for name in region if "add" in name])
-        self.assertTrue([name for name in region if "mul" in name])
 
     def test_what_mutates_ends_a_region(self):
         def graph(op, x, w):
