@@ -436,10 +436,11 @@ class KeptTest(RangeDispatchTestCase):
         triton_configs._remember(lost, {SOME.hints: lost.launchers[0]})
         self.assertIsNone(find(Kernel.of(kernel("other"), "other")))
 
-    def several(self, times, tried=None):
+    def several(self, times, tried=None, in_calls=None):
         """A kernel that chose the first of some configurations, with times by rows.
 
-        Those in ``tried``, where it is given, are the ones that it chose among.
+        Those in ``tried``, where it is given, are the ones that it chose among. In a call it takes
+        as long as by itself, or what ``in_calls`` says.
         """
         tuned = self.tuned()
 
@@ -458,18 +459,45 @@ class KeptTest(RangeDispatchTestCase):
                     raise AssertionError(f"launched with {kwargs}")
                 return times[launcher.config.kwargs["XBLOCK"]][args[1]]
 
+            def in_a_call(self, rows):
+                (launcher,) = self.launchers
+                return (in_calls or times)[launcher.config.kwargs["XBLOCK"]][rows]
+
         return Chosen()
 
-    def choose_again(self, kernel, rows):
-        """Call it with some numbers of rows; those that it ran with, seen first, then timed."""
-        ran = []
-        stock = mock.patch.object(CachingAutotuner, "run", lambda self, *a, stream: ran.append(a))
-        with stock:
+    def choose_again(self, kernel, rows, timed=None):
+        """Call it with some numbers of rows; those that it ran with, but for calls that are timed.
+
+        Each kernel is added to ``timed`` with its block, and the rows, when it runs in such a call.
+        """
+        ran, spent = [], []
+
+        def run(kernel, out, n, stream):
+            ran.append(n)
+            if timing_calls:
+                spent.append(kernel.in_a_call(n))
+                if timed is not None:
+                    timed.append((kernel, kernel.launchers[0].config.kwargs["XBLOCK"], n))
+
+        def time(call, device):
+            self.assertEqual(device, torch.device("cpu"))
+            before = len(ran), len(spent)
+            timing_calls.append(True)
+            call()
+            timing_calls.pop()
+            del ran[before[0] :]
+            return sum(spent[before[1] :])
+
+        timing_calls = []
+        with (
+            mock.patch.object(CachingAutotuner, "run", run),
+            mock.patch.object(triton_configs, "call_milliseconds", time),
+        ):
             stub = CachingAutotuner.run
-            calls = [lambda n=n: kernel.run("out", n, stream=7) for n in rows]
+            calls = [lambda n=n: lambda: kernel.run("out", n, stream=7) for n in rows]
             triton_configs.choose_again(torch.device("cpu"), calls)
             self.assertIs(CachingAutotuner.run, stub)
-        return [n for _, n in ran]
+        return ran
 
     def kept(self):
         """The block that is kept for each size of the kernel."""
@@ -494,7 +522,7 @@ class KeptTest(RangeDispatchTestCase):
     def test_it_is_the_call_that_has_to_be_faster(self):
         """A tenth of a kernel that is a hundredth of the call is nothing to speak of."""
         short = self.several({1: {16: 1.0, 4096: 1.0}, 8: {16: 1.3, 4096: 0.9}})
-        long = self.several({1: {16: 9.0, 4096: 100.0}, 8: {16: 9.0, 4096: 100.0}})
+        long = self.several({1: {16: 9.0, 4096: 100.0}, 8: {16: 9.9, 4096: 110.0}})
 
         class Both:
             def run(self, *args, stream):
@@ -504,6 +532,65 @@ class KeptTest(RangeDispatchTestCase):
         self.choose_again(Both(), (16, 4096))
         self.assertEqual(short.launchers[0].config.kwargs, {"XBLOCK": 1})
         self.assertEqual(self.kept(), {"x=16": 1, "x=4096": 1})
+
+    @parametrize("in_call", [12.27, 12.91])
+    def test_what_is_slower_in_the_call_only(self, in_call):
+        """As it may be where it reads what another kernel has just written."""
+        alone = {1: {300: 1.79}, 8: {300: 1.75}}
+        kernel = self.several(alone, in_calls={1: {300: 12.27}, 8: {300: in_call}})
+        timed = []
+        self.choose_again(kernel, [300], timed)
+        self.assertEqual(timed, [(kernel, 8, 300), (kernel, 1, 300)])
+        best = 8 if in_call == 12.27 else 1
+        self.assertEqual(self.kept(), {"x=300": best})
+        self.assertEqual([found.config.kwargs for found in kernel.launchers], [{"XBLOCK": best}])
+
+    def test_what_is_clearly_slower_is_not_timed_in_the_call(self):
+        alone = {1: {300: 1.7}, 8: {300: 2.8}, 64: {300: 2.2}, 512: {300: float("inf")}}
+        calls = {1: {300: 20.0}, 8: {300: 9.0}, 64: {300: 19.0}}
+        kernel = self.several(alone, in_calls=calls)
+        timed = []
+        self.choose_again(kernel, [300], timed)
+        self.assertEqual([block for _, block, _ in timed], [1, 64])
+        self.assertEqual(self.kept(), {"x=300": 64})
+
+    @parametrize("slower, best", [(1.002, 8), (1.004, 1)])
+    def test_of_those_that_are_alike_the_one_with_the_fewest_threads(self, slower, best):
+        kernel = self.several({1: {16: 1.0, 64: 2.0}, 8: {16: slower, 64: 2.0 * slower}})
+        self.choose_again(kernel, [16, 64])
+        self.assertEqual(self.kept(), {"x=16": best, "x=64": best})
+
+    def test_each_kernel_in_a_call_is_timed_by_turns(self):
+        """While the others are launched as they were."""
+        one = self.several({1: {16: 1.0}, 8: {16: 1.03}})
+        other = self.several({64: {16: 1.0}, 512: {16: 0.97}})
+
+        class Both:
+            def run(self, *args, stream):
+                for kernel in (one, other, one):
+                    kernel.run(*args, stream=stream)
+
+        timed = []
+        self.choose_again(Both(), [16], timed)
+        self.assertEqual([block for k, block, _ in timed if k is one], [1, 1, 8, 8, 1, 1, 1, 1])
+        self.assertEqual([block for k, block, _ in timed if k is other], [64, 64, 512, 64])
+        self.assertEqual(one.launchers[0].config.kwargs, {"XBLOCK": 1})
+        self.assertEqual(other.launchers[0].config.kwargs, {"XBLOCK": 512})
+
+    def test_what_descends_along_coordinates_does_so_once(self):
+        """Launched with another configuration it would begin again, whenever it is timed."""
+        kernel = self.several({1: {16: 1.04}, 8: {16: 1.0}}, in_calls={1: {16: 10.0}})
+        kernel.inductor_meta = {**kernel.inductor_meta, "coordinate_descent_tuning": True}
+        timed = []
+        self.choose_again(kernel, [16], timed)
+        self.assertEqual(timed, [(kernel, 1, 16)])
+        self.assertEqual(kernel.launchers[0].config.kwargs, {"XBLOCK": 8})
+
+    def test_a_call_that_fails_leaves_kernels_as_they_were(self):
+        kernel = self.several({1: {16: 1.04}, 8: {16: 1.0}}, in_calls={8: {}})
+        with self.assertRaises(KeyError):
+            self.choose_again(kernel, [16])
+        self.assertEqual(kernel.launchers[0].config.kwargs, {"XBLOCK": 1})
 
     def test_one_size_of_its_own(self):
         times = {1: {16: 1.5, 4096: 2.0}, 8: {16: 1.0, 4096: 2.5}}
@@ -516,6 +603,12 @@ class KeptTest(RangeDispatchTestCase):
         kernel = self.several(times)
         self.choose_again(kernel, [16])
         self.assertEqual(kernel.launchers[0].config.kwargs, {"XBLOCK": 8})
+
+    def test_what_spills_with_all_of_them(self):
+        kernel = self.several({1: {16: float("inf")}, 8: {16: float("inf")}})
+        timed = []
+        self.choose_again(kernel, [16], timed)
+        self.assertEqual((timed, len(kernel.launchers)), ([], 1))
 
     def test_a_kernel_that_did_not_choose_is_only_run(self):
         kernel = self.several({1: {}})
@@ -786,6 +879,18 @@ class ReplayedTest(RangeDispatchTestCase):
         (function, args, kwargs), options = self.stock.call_args
         self.assertEqual((function(), args, kwargs), (7.0, (1,), {"x": 2}))
         self.assertEqual(options, {"device": "cuda", "rep": 40})
+
+    @parametrize("captured", [True, False])
+    def test_a_call_that_cannot_be_is_timed_by_events(self, captured):
+        device = torch.device("cuda")
+        if not captured:
+            self.replayed_milliseconds.side_effect = RuntimeError("it waits for the device")
+        with mock.patch.object(timing, "make_timer") as make_timer:
+            make_timer.return_value.time.return_value = 3.0
+            found = timing.call_milliseconds(lambda: 7.0, device)
+        self.aside.assert_called_once_with(device)
+        self.assertEqual(found, 1007.0 if captured else 3.0)
+        self.assertEqual(make_timer.called, not captured)
 
     @parametrize(
         "settings, there",
@@ -1221,6 +1326,13 @@ class DeviceTest(RangeDispatchTestCase):
             offered.append(launcher_of(kernel, configuration))
             return offered[-1]
 
+        in_calls = []
+
+        def timed(run, device):
+            in_calls.append(timing.call_milliseconds(run, device))
+            return in_calls[-1]
+
+        by_events = mock.Mock(side_effect=timing.make_timer)
         compiled = torch.compile(self.op, dynamic=True)
         x = torch.randn(32, 1024, device=GPU_TYPE)
         with (
@@ -1229,6 +1341,8 @@ class DeviceTest(RangeDispatchTestCase):
             mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
             mock.patch.object(triton_configs, "keep", keeping),
             mock.patch.object(triton_configs, "_launcher", launcher),
+            mock.patch.object(triton_configs, "call_milliseconds", timed),
+            mock.patch.object(timing, "make_timer", by_events),
         ):
             # In benchmark modules nothing is timed by launching it.
             with mock.patch.object(
@@ -1239,6 +1353,9 @@ class DeviceTest(RangeDispatchTestCase):
             self.assertTrue(measured)
             # What is offered for few rows, or for many, was not where the module was made for.
             self.assertTrue(offered)
+            self.assertTrue(in_calls)
+            self.assertTrue(all(0 < milliseconds < 5 for milliseconds in in_calls), in_calls)
+            by_events.assert_not_called()
             fixed = re.findall(r"fixed_config\(\n\s*config=(\{.*?\}),", codes[-1])
             self.assertTrue(fixed, codes[-1])
             for found in fixed:

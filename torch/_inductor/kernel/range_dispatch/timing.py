@@ -196,6 +196,20 @@ def replayed_milliseconds(run: Runner) -> float:
     return min(_replayed(graph) for _ in range(_KERNEL_REPLAYS)) / calls
 
 
+def call_milliseconds(run: Runner, device: torch.device) -> float:
+    """The least time of one call of ``run`` by replay, or by events where it can't be captured.
+
+    Raises:
+        Exception: Whatever ``run`` raises.
+    """
+    try:
+        with aside(device):
+            return replayed_milliseconds(run)
+    except Exception as reason:
+        log.debug("not timed by replay: %s", first_line(reason))
+    return make_timer(run, device, captured=False).time()
+
+
 @contextlib.contextmanager
 def benchmarks_replayed() -> Iterator[None]:
     """Inside, Inductor's benchmarker times what it can by replay, on a stream that can be captured.

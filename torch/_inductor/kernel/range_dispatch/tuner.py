@@ -35,7 +35,7 @@ from torch._inductor.kernel.range_dispatch.inputs import (
 from torch._inductor.kernel.range_dispatch.ranges import Range
 from torch._inductor.kernel.range_dispatch.row import described, DeviceLost, Entrant, Row
 from torch._inductor.kernel.range_dispatch.sizes import Known
-from torch._inductor.kernel.range_dispatch.timing import free_memory
+from torch._inductor.kernel.range_dispatch.timing import free_memory, Runner
 from torch._inductor.kernel.range_dispatch.verify import Check
 from torch._library.utils import is_builtin
 from torch._ops import OpOverload
@@ -168,8 +168,9 @@ def choose_configurations(bench: Bench, module: BenchmarkModule, points: Sequenc
     if not triton_configs.may_choose(module.function):
         return
 
-    def call_at(point: Point) -> None:
-        module(point, make_inputs(bench.call, point, bench.generators))
+    def call_at(point: Point) -> Runner:
+        inputs = make_inputs(bench.call, point, bench.generators)
+        return functools.partial(module, point, inputs)
 
     try:
         with real_tensors([device]):
