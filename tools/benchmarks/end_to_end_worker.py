@@ -34,7 +34,7 @@ Function = Callable[..., Any]
 # Relative to the root mean square; what is further off computes something else.
 TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3}
 # What one measurement of one function may take, about, and its calls at most.
-GPU_SECONDS, GPU_CALLS = 0.06, 120
+GPU_SECONDS, GPU_CALLS = 0.06, 360
 CPU_SECONDS = 0.3
 # Other processes may hold memory for a moment while all compile.
 TRIES = 3
@@ -208,7 +208,7 @@ class Session:
     def _times(self, ready: dict[str, Callable[[], Any]], final: bool) -> dict[str, Reply]:
         if not ready:
             return {}
-        share = 1.0 if final else 0.3
+        share = 1.0 if final else 0.15
         if self.device != "cuda":
             found = measuring.budgeted_call_times(ready, share * CPU_SECONDS)
             return {key: asdict(time) for key, time in found.items()}
