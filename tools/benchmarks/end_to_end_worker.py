@@ -208,7 +208,7 @@ class Session:
     def _times(self, ready: dict[str, Callable[[], Any]], final: bool) -> dict[str, Reply]:
         if not ready:
             return {}
-        share = 1.0 if final else 0.15
+        share = 1.0 if final else 0.3
         if self.device != "cuda":
             found = measuring.budgeted_call_times(ready, share * CPU_SECONDS)
             return {key: asdict(time) for key, time in found.items()}
