@@ -130,6 +130,13 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
   predicted: 1.70x as fast as the op itself""",
         )
 
+    def test_parts(self):
+        """They are branches as well."""
+        plan = make_plan(parts=(Range(17, 64), Range(65, 256)))
+        self.assertIn("  generated in parts: [17, 64] [65, 256]\n", str(plan))
+        self.assertIn("3 nodes x 4 branches", str(plan))
+        self.assertEqual(Plan.from_json(plan.to_json()), plan)
+
     def test_derived_values(self):
         plan = make_plan()
         self.assertEqual([margin(r) for r in plan.results], [4.0, 2.0, 1.05, 2.0])
@@ -169,8 +176,8 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
         self.assertEqual(
             " ".join(data),
             "format op dispatch_on size origin device release compile_id called_from backward "
-            "one_kernel for_all_sizes tuning_seconds costs ranges chosen rejected region producers "
-            "handed_out left_out best_single gain_over_single gain_over_op",
+            "one_kernel for_all_sizes parts tuning_seconds costs ranges chosen rejected region "
+            "producers handed_out left_out best_single gain_over_single gain_over_op",
         )
         self.assertEqual(data["format"], 1)
         self.assertEqual(
@@ -219,7 +226,7 @@ lib::<op> on x.shape[0] = s77, tuned in 1.2 s
         data = make_plan().to_dict()
         for of_range in data["ranges"]:
             del of_range["as_generated"]
-        del data["one_kernel"], data["for_all_sizes"]
+        del data["one_kernel"], data["for_all_sizes"], data["parts"]
         self.assertEqual(Plan.from_dict(data), make_plan())
 
     def test_json_of_something_else(self):

@@ -41,6 +41,7 @@ from torch._inductor.kernel.range_dispatch import (
     one_kernel,
     region,
     report,
+    templates,
     tuner,
 )
 from torch._inductor.kernel.range_dispatch.as_generated import Branches, Ranking
@@ -76,6 +77,7 @@ from torch._inductor.kernel.range_dispatch.one_kernel import OneKernel
 from torch._inductor.kernel.range_dispatch.ranges import (
     DEFAULT_RANGE_UPPER_BOUND,
     merge_neighbours,
+    parts_of,
     Range,
     reachable,
 )
@@ -633,12 +635,14 @@ class _Dispatched:
         result: The IR.
         arrangement: The neighbours in the branches.
         handed_out: Those of them whose values the rest of the graph uses.
+        parts: Of branches that are generated in parts: the sizes of each.
         seconds: Wall time of tracing and lowering the branches.
     """
 
     result: Any
     arrangement: neighbours.Arrangement
     handed_out: Sequence[Node]
+    parts: Sequence[Range]
     seconds: float
 
     def described(self, plan: report.Plan, whole: neighbours.Arrangement) -> report.Plan:
@@ -649,6 +653,7 @@ class _Dispatched:
             region=tuple(node.name for node in (*producers, *consumers)),
             producers=tuple(node.name for node in producers),
             handed_out=tuple(node.name for node in self.handed_out),
+            parts=tuple(self.parts),
             left_out=self.arrangement.outside(whole) if self.arrangement.left_out else (),
             costs=(("branches", self.seconds),),
         )
@@ -665,7 +670,7 @@ def _dispatch(
     contest = first.contest
     call = region.lowered(arrangement.call)
 
-    def branch(range: Range, winners: tuple[Candidate, ...]) -> dispatch.Branch:
+    def branch(range: Range, winners: tuple[Candidate, ...], continued: bool) -> dispatch.Branch:
         run = call
         if others and isinstance(call, region.RegionCall):
             pairs = zip(others, winners[1:], strict=True)
@@ -674,9 +679,14 @@ def _dispatch(
         function = traceable(winners[0], run, contest.ref)
         made_for = None if others else contest.general.get((winners[0].label, range))
         known = contest.known(range, first.size, made_for)
-        return dispatch.Branch(range, function, winners[0].config_patches, known)
+        return dispatch.Branch(range, function, winners[0].config_patches, known, continued)
 
-    branches = [branch(range, winners) for range, winners in chosen]
+    parts = {range: _parts(tuned, range, winners) for range, winners in chosen}
+    branches = [
+        branch(part, winners, continued=part is not parts[range][-1])
+        for range, winners in chosen
+        for part in parts[range]
+    ]
     fakes = fake_operands(call)
     nested = dispatch.nested_cond(branches, first.operand, first.dim, len(fakes))
     symbols = dispatch.unbound_symbols(call)
@@ -711,7 +721,33 @@ def _dispatch(
         result = region.settle(call, results)
     else:
         result = contest.ref.pack(results)
-    return _Dispatched(result, arrangement, used, time.perf_counter() - started)
+    in_parts = [part for of_range in parts.values() if len(of_range) > 1 for part in of_range]
+    return _Dispatched(result, arrangement, used, in_parts, time.perf_counter() - started)
+
+
+def _parts(tuned: Sequence[_Tuned], range: Range, winners: Sequence[Candidate]) -> Sequence[Range]:
+    """``range``, or where what its branch consists of is chosen by the size, parts of it."""
+    contest, size = tuned[0].contest, tuned[0].size
+    whole = contest.known(range, size)
+    if (
+        config.template_parts < 2
+        or whole is None
+        or not dispatch.flat().supported()
+        or (len(tuned) == 1 and (winners[0].label, range) in contest.general)
+    ):
+        return [range]
+    graphs = [
+        contender.graph
+        for each, winner in zip(tuned, winners, strict=True)
+        for contender in each.contest.contenders
+        if contender.candidate.same_as(winner)
+    ]
+    if not templates.chosen_by_size(graphs, winners[0].config_patches, size):
+        return [range]
+    parts = parts_of(range, int(size.xreplace(dict(whole.hints))), config.template_parts)
+    reached = [part for part in parts if contest.known(part, size) is not None]
+    # What is left covers the range, since a branch runs for whatever is below its end.
+    return reached if reached and reached[-1] is parts[-1] else [range]
 
 
 def _graphs_without_cond(

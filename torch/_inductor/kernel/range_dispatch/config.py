@@ -45,6 +45,13 @@ remeasure_margin: float = float(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_M
 # call. The closest ranges come first.
 remeasure_most: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MOST", "6"))
 
+# Under max-autotune Inductor takes a template and its blocks for a matmul by timings at one size.
+# So a branch that has one is generated in parts, for some of its sizes each: those down to its
+# probe over this factor, from there down to that over the factor again, and so on to 16. Parts that
+# come out the same are one. It bounds how far a size is from the one that its template was chosen
+# at. 0 turns it off.
+template_parts: int = int(os.environ.get("TORCH_RANGE_DISPATCH_TEMPLATE_PARTS", "4"))
+
 # Where all branches compute each element by itself, over the same elements and from the same
 # tensors, compute them in one kernel that compares the size, if that measures no slower at any
 # probe. There is no `if` in the generated wrapper then, unless force_no_merge, or stock's switch

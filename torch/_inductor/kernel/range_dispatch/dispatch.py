@@ -39,12 +39,14 @@ class Branch:
         function: From the operands to the op's output tensors.
         config_patches: Inductor settings for the kernels of this branch alone.
         known: What holds of the sizes in this branch.
+        continued: Whether it is a part of a branch, and another part follows.
     """
 
     range: Range
     function: Traceable
     config_patches: Mapping[str, Any]
     known: Known | None = None
+    continued: bool = False
 
 
 def flat() -> Any:
@@ -209,7 +211,9 @@ class Lowering:
             V.graph.seen_subgraphs[name] = ir.Subgraph(name=name, graph_module=graph)
             end = None if branch is self.branches[-1] else int(branch.range.end)
             patches = dict(branch.config_patches)
-            lowered.append(flat().FlatBranch(end, name, graph, patches, branch.known))
+            lowered.append(
+                flat().FlatBranch(end, name, graph, patches, branch.known, branch.continued)
+            )
         fakes = [node.meta["val"] for node in graphs[0].graph.find_nodes(op="placeholder")]
         results = flat().lower_flat(lowered, operands, fakes, self.size, self.outputs, self.kept)
         for result in results:

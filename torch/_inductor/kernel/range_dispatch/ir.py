@@ -70,6 +70,8 @@ class FlatBranch:
         graph: From the operands to a tuple of tensors.
         config_patches: Inductor settings for this branch's kernels alone.
         known: What holds of the sizes in this branch.
+        continued: Whether the next branch computes the same for the next sizes, and is to run for
+            these as well where it comes out the same.
     """
 
     end: int | None
@@ -77,6 +79,7 @@ class FlatBranch:
     graph: GraphModule
     config_patches: dict[str, Any] = field(default_factory=dict)
     known: Known | None = None
+    continued: bool = False
 
 
 def supported() -> bool:
@@ -485,12 +488,13 @@ class RangeDispatch(ir.ExternKernel):
             wrapper.header.splice(body.header)
             wrapper.subgraph_definitions.splice(body.subgraph_definitions)
             unused = dying - body.outer_freed
-            bodies.append(_Body(branch.name, branch.branch.end, body.wrapper_call, unused))
+            flat = branch.branch
+            bodies.append(_Body(branch.name, flat.end, body.wrapper_call, unused, flat.continued))
         if isinstance(wrapper, BranchWrapper):
             wrapper.outer_freed |= dying & wrapper.graph.dying
         size = wrapper.codegen_python_sizevar(self.size)
         wrapper.imports.splice(profiling.IMPORT)
-        wrapper.writeline(DispatchLine(self.get_name(), size, bodies))
+        wrapper.writeline(DispatchLine(self.get_name(), size, _distinct(bodies)))
 
     def generate(self, branch: BranchLowering, write: Callable[[BranchLowering], T]) -> T:
         """What ``write`` makes of a branch; where its hints get in the way, of it without them."""
@@ -580,6 +584,22 @@ class _Body:
     end: int | None
     lines: IndentedBuffer
     unused: OrderedSet[str]
+    continued: bool
+
+    def runs(self) -> str:
+        """What it does, but for the names of its own buffers."""
+        return re.sub(rf"\b{re.escape(self.name)}_", "", self.lines.getvalue())
+
+
+def _distinct(bodies: Sequence[_Body]) -> list[_Body]:
+    """``bodies`` without those that are continued by one that does the same."""
+    kept: list[_Body] = []
+    for body in reversed(bodies):
+        if not (
+            body.continued and body.unused == kept[-1].unused and body.runs() == kept[-1].runs()
+        ):
+            kept.append(body)
+    return kept[::-1]
 
 
 class DispatchLine(WrapperLine):

@@ -49,6 +49,8 @@ class Plan:
         one_kernel: Whether what runs in the merged ranges is one kernel, and no dispatch.
         for_all_sizes: Those of the merged ranges whose branches are generated as for all sizes,
             since code made for them was measured to be slower.
+        parts: Of the branches that are generated in parts, since Inductor chooses what they consist
+            of by the size (``config.template_parts``): the sizes that each part is made for.
     """
 
     op: str
@@ -71,6 +73,7 @@ class Plan:
     backward: bool = False
     one_kernel: bool = False
     for_all_sizes: tuple[Range, ...] = ()
+    parts: tuple[Range, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -171,6 +174,8 @@ class Plan:
             lines.append(f"  measured as generated: {'; '.join(again)}")
         if self.for_all_sizes:
             lines.append(f"  generated as for all sizes: {' '.join(map(str, self.for_all_sizes))}")
+        if self.parts:
+            lines.append(f"  generated in parts: {' '.join(map(str, self.parts))}")
         lines += [f"  {what}: {said}" for what, said in self.neighbours()]
         pieces = [f"{r} {label}" for r, label in self.chosen]
         verb = "dispatched" if len(self.chosen) > 1 else "inlined"
@@ -181,13 +186,19 @@ class Plan:
             lines.append(f"  predicted: {gains}")
         return lines
 
+    def _branches(self) -> int:
+        """How many are lowered: each part is one."""
+        starts = [part.start for part in self.parts]
+        whole = [r for r, _ in self.chosen if not any(map(r.contains, starts))]
+        return len(whole) + len(self.parts)
+
     def neighbours(self) -> list[tuple[str, str]]:
         """What became of the op's neighbours, as pairs of what is said and of what."""
         about = []
         if self.region:
             shown = ", ".join(f"{n} (before)" if n in self.producers else n for n in self.region)
             if len(self.chosen) > 1:
-                shown += f"; {len(self.region)} nodes x {len(self.chosen)} branches"
+                shown += f"; {len(self.region)} nodes x {self._branches()} branches"
             if seconds := dict(self.costs).get("branches"):
                 shown += f" in {seconds:.2f} s"
             about.append(("in the branches", shown))
@@ -223,6 +234,7 @@ class Plan:
             "backward": self.backward,
             "one_kernel": self.one_kernel,
             "for_all_sizes": [_range_to_dict(range) for range in self.for_all_sizes],
+            "parts": [_range_to_dict(range) for range in self.parts],
             "tuning_seconds": self.tuning_seconds,
             "costs": dict(self.costs),
             "ranges": [
@@ -298,6 +310,7 @@ class Plan:
                 backward=bool(data["backward"]),
                 one_kernel=bool(data.get("one_kernel", False)),
                 for_all_sizes=tuple(map(_range_from_dict, data.get("for_all_sizes", ()))),
+                parts=tuple(map(_range_from_dict, data.get("parts", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan of format {FORMAT}: {error!r}") from None

@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 DEFAULT_RANGE_UPPER_BOUND = 65536
 
+# Blocks of matmul templates have 16 rows at least.
+_SMALLEST_PART = 16
+
 
 @dataclass(frozen=True, order=True)
 class Range:
@@ -60,6 +63,27 @@ class Range:
     def __str__(self) -> str:
         end = str(int(self.end)) if self.bounded else "inf"
         return f"[{self.start}, {end}]"
+
+
+def parts_of(whole: Range, probe: int, factor: int) -> tuple[Range, ...]:
+    """Cut ``whole`` where a size is ``probe`` over a power of ``factor``, down to 16.
+
+    >>> [str(r) for r in parts_of(Range(0, 256), 256, 4)]
+    ['[0, 16]', '[17, 64]', '[65, 256]']
+    >>> [str(r) for r in parts_of(Range(257, math.inf), 8192, 4)]
+    ['[257, 512]', '[513, 2048]', '[2049, inf]']
+    >>> [str(r) for r in parts_of(Range(0, 12), 12, 4)]
+    ['[0, 12]']
+    """
+    ends: list[int | float] = [whole.end]
+    size = probe // factor
+    while size >= max(_SMALLEST_PART, whole.start):
+        if size < whole.end:
+            ends.append(size)
+        size //= factor
+    ends.reverse()
+    starts = [whole.start, *(int(end) + 1 for end in ends[:-1])]
+    return tuple(Range(start, end) for start, end in zip(starts, ends, strict=True))
 
 
 def ranges_from_split_points(split_points: Sequence[int]) -> tuple[Range, ...]:
