@@ -167,6 +167,18 @@ class PartsTest(RangeDispatchTestCase):
         _, _, made_for = self.run_at((50, 10, 5000))
         self.assertEqual(made_for, [(50, 50), (256, 200), (750, 750), (None, 3000)])
 
+    def test_in_cpp(self):
+        """Where a part is not known to be the same as another: its lines are written later."""
+        self.register(torch.mm)
+        with (
+            mock.patch.object(self, "expected", torch.mm),
+            inductor_config.patch(cpp_wrapper=True),
+        ):
+            code, _, made_for = self.run_at((5, 64, 65, 300, 5000))
+        self.assertEqual(made_for, [*self.ENDS])
+        for end in (16, 64, 256, 1024):
+            self.assertRegex(code, rf"<= {end}L?\b")
+
     def test_without_max_autotune_there_are_none(self):
         self.register(lambda x, w: torch.relu(x @ w), patches={})
         _, plan, made_for = self.run_at((5, 300))

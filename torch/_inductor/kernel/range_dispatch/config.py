@@ -47,9 +47,9 @@ remeasure_most: int = int(os.environ.get("TORCH_RANGE_DISPATCH_REMEASURE_MOST", 
 
 # Under max-autotune Inductor takes a template and its blocks for a matmul by timings at one size.
 # So a branch that has one is generated in parts, for some of its sizes each: those down to its
-# probe over this factor, from there down to that over the factor again, and so on to 16. Parts that
-# come out the same are one. It bounds how far a size is from the one that its template was chosen
-# at. 0 turns it off.
+# probe over this factor, from there down to that over the factor again, and so on to 16. In
+# Python's wrapper, parts that come out the same are one. It bounds how far a size is from the one
+# that its template was chosen at. 0 turns it off.
 template_parts: int = int(os.environ.get("TORCH_RANGE_DISPATCH_TEMPLATE_PARTS", "4"))
 
 # Where all branches compute each element by itself, over the same elements and from the same
