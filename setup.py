@@ -37,8 +37,8 @@ DIST_INFO = f"{STEM}.dist-info"
 PYTHON = ">=3.10"
 REQUIRES = ["torch>=2.11,<2.16"]
 EXTRAS = {
-    # torch's own test classes import numpy
-    "test": ["pytest", "pytest-xdist", "expecttest", "numpy"],
+    # torch's own test classes import numpy; pytest 9.2: see PIP_NAME in tools/dev.py
+    "test": ["pytest<9.2", "pytest-xdist", "expecttest", "numpy"],
     "lint": ["ruff", "mypy"],
     "plot": ["matplotlib"],
     "progress": ["tqdm"],
