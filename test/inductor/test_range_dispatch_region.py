@@ -27,6 +27,7 @@ from torch._inductor.kernel.custom_op import (
 from torch._inductor.kernel.range_dispatch import tuner
 from torch._inductor.kernel.range_dispatch.choosing import Measurement
 from torch._inductor.lowering import needs_realized_inputs
+from torch._inductor.utils import run_and_get_code
 from torch.testing._internal.common_utils import instantiate_parametrized_tests, parametrize
 
 
@@ -73,6 +74,10 @@ def scale(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 scale.register_fake(lambda x, w: torch.empty_like(x))
+scale.register_autograd(
+    lambda ctx, grad: (grad * ctx.saved_tensors[0], None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
 
 
 @torch.library.custom_op("range_dispatch_test::region_norm", mutates_args=())
@@ -378,8 +383,57 @@ class KernelsTest(RegionTestCase):
         if name not in NOT_ALL_MEASURED:
             self.assertIn(bodies(code), measured)
 
+    @parametrize("device", DEVICES)
+    @parametrize(
+        "name",
+        [
+            "pointwise_on_both_sides",
+            "two_consumers",
+            "consumer_with_another_input",
+            "output_used_twice",
+            "result_is_an_output_too",
+        ],
+    )
+    def test_the_same_in_a_training_graph(self, name, device):
+        """Forward: what the backward needs is written by the kernels that are there anyway."""
+        op, graph = GRAPHS[name]
+
+        def forward(function):
+            torch._dynamo.reset()
+            args = inputs(20, device)
+            args[0].requires_grad_()
+            _, codes = run_and_get_code(torch.compile(function, fullgraph=True), *args)
+            (code,) = (code for code in codes if "tangents" not in code)
+            return code
+
+        with codegen_only():
+            alone = [forward(lambda *a, f=f: graph(f, *a)) for f in OPS[op]]
+            self.register(op)
+            with self.forced(op):
+                code = forward(lambda *a: graph(op, *a))
+        for path, expected in zip(paths(code), alone, strict=True):
+            found, wanted = kernels(path), kernels(expected[expected.index("def call(") :])
+            self.assertEqual(len(wanted), 1)
+            self.assertEqual(found, wanted)
+
 
 class ResultsTest(RegionTestCase):
+    @parametrize("device", DEVICES)
+    def test_rounded_where_a_static_compile_rounds(self, device):
+        """In bfloat16 what is fused is not rounded in between, as it is in eager."""
+        op, graph = GRAPHS["pointwise_on_both_sides"]
+        low, high = self.register(op)
+        compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+        with self.forced(op):
+            for rows, chosen in ((64, high), (SPLIT, low)):
+                args = [t.to(torch.bfloat16) for t in inputs(rows, device)]
+                torch._dynamo.mark_dynamic(args[0], 0)
+                static = torch.compile(lambda *a, f=chosen: graph(f, *a), dynamic=False)
+                fresh = [t.clone() for t in args]
+                expected, eager = static(*fresh), graph(chosen, *args)
+                self.assertEqual(compiled(*args), expected, rtol=0, atol=0)
+                self.assertFalse(torch.equal(expected, eager))
+
     @parametrize("device", DEVICES)
     @parametrize("name", [*GRAPHS, *VIEWS])
     def test_every_boundary(self, name, device):
@@ -494,6 +548,47 @@ class BoundsTest(RegionTestCase):
         self.assertFalse([name for name in region if "rand" in name])
         # What is computed from the noise may be inside and read it; in 2.11 it stays outside, too.
         self.assertTrue([name for name in region if "add" in name])
+
+    def test_collectives_end_a_region(self):
+        if not torch.distributed.is_available():
+            self.skipTest("needs torch.distributed")
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+        self.addCleanup(torch.distributed.destroy_process_group)
+        group = torch.distributed.group.WORLD
+        functional = torch.distributed._functional_collectives
+
+        def graph(op, x, w):
+            y = op(x, w) + 1
+            total = functional.all_reduce(y, "sum", group)
+            return y.sin() * total
+
+        self.assertEqual(len(self.inside(graph)), 1)
+
+    def test_what_is_asserted_behind_the_op_is_asserted(self):
+        """Of a number that is known at run time only."""
+        low, high = self.register(scale)
+
+        def graph(op, x, w, t):
+            y = op(x, w) + 1
+            n = t.item()
+            torch._check(n >= 0)
+            torch._check(n <= 4)
+            return y.relu() * n + torch.ones(n).sum()
+
+        compiled = torch.compile(lambda *a: graph(scale, *a), fullgraph=True)
+        with self.forced(scale), torch._dynamo.config.patch(capture_scalar_outputs=True):
+            for rows, number in ((20, 3), (5, 3), (5, 0)):
+                args = (*inputs(rows, "cpu")[:2], torch.tensor(number))
+                expected = graph(low if rows <= SPLIT else high, *args)
+                self.assertEqual(compiled(*args), expected)
+            for rows in (20, 5):
+                with self.assertRaises(RuntimeError):
+                    compiled(*inputs(rows, "cpu")[:2], torch.tensor(5))
+        (plan,) = report.plans()
+        self.assertEqual(plan.rejected, ())
+        self.assertIn("relu", plan.region)
 
     def test_what_mutates_ends_a_region(self):
         def graph(op, x, w):

@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
     set_original_aten_op,
 )
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.traceback import set_current_meta
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
@@ -586,7 +587,9 @@ class _Growth:
         elif (joins or waits) and fits:
             self.waiting.add(node)
         elif (
-            not waits and _functional(node) and all(n in self.free or _available(n) for n in inputs)
+            not waits
+            and _functional(node)
+            and all(n in self.free or n in V.graph.env for n in inputs)
         ):
             self.free.add(node)
 
@@ -673,7 +676,12 @@ class _Growth:
 
 
 def _available(node: Node) -> bool:
-    return node in V.graph.env or isinstance(node.meta.get("val"), (int, torch.SymInt))
+    """Whether a branch can have the value of ``node`` where the op is."""
+    value = node.meta.get("val")
+    if node in V.graph.env or isinstance(value, int):
+        return True
+    # It is computed from the symbols, which there are unless they come from data behind the op.
+    return isinstance(value, torch.SymInt) and not free_unbacked_symbols(value)
 
 
 def _ordered(node: Node) -> bool:
