@@ -150,6 +150,8 @@ class FiguresTest(TestCase):
             times = measuring.kernel_times(functions, 0.01)
         found = {name: (t.microseconds, t.kernels) for name, t in times.items()}
         self.assertEqual(found, {"one": (3.0, 1), "two": (5.0, 2), "no": (0.0, 0)})
+        self.assertEqual(times["two"].parts, [("kernel2", 1.0), ("kernel2", 4.0)])
+        self.assertEqual(times["no"].parts, [])
 
     def test_lost_activities_are_an_error(self):
         with (

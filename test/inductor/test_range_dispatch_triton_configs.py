@@ -32,6 +32,8 @@ from range_dispatch_common import (
 from range_dispatch_no_device import kernels
 
 import torch
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import LambdaFuture
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
@@ -633,19 +635,22 @@ class KeptTest(RangeDispatchTestCase):
         def reduction(size_hints, return_configs, **others):
             return [blocks_of(block) for block in offered[size_hints["x"]]]
 
-        def launcher(kernel, configuration):
-            (block,) = configuration.kwargs.values()
-            compiled.append(block)
+        def triton(self, name, source):
+            _, arguments = decorator(source)
+            block = ast.literal_eval(arguments["config"])["XBLOCK"]
+            compiled.append((name, block))
             if block == 128:
                 raise RuntimeError("out of shared memory")
-            return SimpleNamespace(config=configuration)
+            made = SimpleNamespace(launchers=[SimpleNamespace(config=blocks_of(block))])
+            return LambdaFuture(lambda: made) if block == 1 else made
 
         with (
             mock.patch.object(triton_heuristics, "reduction", reduction),
-            mock.patch.object(triton_configs, "_launcher", launcher),
+            mock.patch.object(AsyncCompile, "triton", triton),
         ):
             self.choose_again(tuned, (16, 16, 4000, 4096))
-        self.assertEqual(compiled, [block for block in (1, 64, 128) if block not in tried])
+        blocks = [*tried, *(block for block in (1, 32, 64, 128) if block not in tried)]
+        self.assertEqual(compiled, [("triton_red_0", block) for block in blocks])
         kept = json.loads((self.folder / f"{SOME.digest}.json").read_text())
         self.assertEqual(
             {k: v["XBLOCK"] for k, v in kept.items()}, {"x=16": 1, "x=4000": 64, "x=4096": 64}
@@ -918,6 +923,7 @@ NO_DEVICE = """
 import contextlib
 import itertools
 import json
+import re
 import sys
 import tempfile
 import traceback
@@ -928,8 +934,7 @@ from unittest import mock
 import range_dispatch_no_device
 import torch
 from range_dispatch_common import config, define_op, force_winners
-from torch._inductor import async_compile
-from torch._inductor.codecache import PyCodeCache
+from torch._inductor import async_compile, config as inductor_config
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
@@ -1057,37 +1062,39 @@ def two_branches(low, high, rows, columns):
         )
 
 
-def offered(by_workers, *numels):
-    # The blocks that a kernel was compiled with, before and after others are offered.
-    code = range_dispatch_no_device.generated(short, [(8, 8192), (8192,)], torch.bfloat16)
+def offered(function, *sizes):
+    # The configurations that a kernel was compiled with, before and after others are offered, and
+    # the masks that are left in it.
+    function = globals()[function]
+    with triton_configs.sizes_noted():
+        code = range_dispatch_no_device.generated(function, [(8, 8192), (8192,)], torch.bfloat16)
     ((name, source),) = range_dispatch_no_device.kernels(code).items()
-
-    def load():  # as in another process
-        PyCodeCache.cache_clear()
-        return async_compile._load_triton_kernel_from_source(name, source)
-
-    compiled = []
+    compiled, masks = [], []
 
     def launcher(result):  # there is no device to load it on
-        compiled.append(result.config.kwargs["XBLOCK"])
+        compiled.append(result.config.kwargs)
         return SimpleNamespace(config=result.config)
 
+    def loaded(name, source):
+        masks.append(re.findall(r"(\\w+mask) = \\w+ < ", source))
+        return load(name, source)
+
+    load = async_compile._load_triton_kernel_from_source
     results = [triton_heuristics.TritonCompileResult, triton_heuristics.StaticTritonCompileResult]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        patch = mock.patch.object
+        stack.enter_context(patch(triton_helpers, "set_driver_to_gpu", lambda: None))
+        stack.enter_context(patch(async_compile, "_load_triton_kernel_from_source", loaded))
+        stack.enter_context(inductor_config.patch(compile_threads=1))
         for result in results:
-            stack.enter_context(mock.patch.object(result, "make_launcher", launcher))
-        kernel = load()
+            stack.enter_context(patch(result, "make_launcher", launcher))
+        kernel = loaded(name, source)
         kernel._precompile_worker()
-        if by_workers:
-            kernel._reload_kernel = load
-            kernel.prepare_for_pickle()
-            kernel.restore_after_unpickle(None)
-        kernel.launchers = [kernel.compile_results[0].make_launcher()]
+        kernel.launchers = [each.make_launcher() for each in kernel.compile_results]
         before = list(compiled)
-        triton_configs._offer(kernel, [(("x", numel),) for numel in numels])
-    tried = [launcher.config.kwargs["XBLOCK"] for launcher in triton_configs._tried(kernel)]
-    return [before, compiled, tried]
+        triton_configs._offer(kernel, [tuple(each.items()) for each in sizes])
+    tried = [launcher.config.kwargs for launcher in triton_configs._tried(kernel)]
+    return [before, compiled[len(before) :], tried, masks]
 
 
 for line in sys.stdin:
@@ -1144,15 +1151,30 @@ class NoDeviceTest(RangeDispatchTestCase):
         """The code as Inductor writes it, before configurations are known, and after."""
         return self.generated("with_masks_and_without", *given)
 
-    @parametrize("by_workers", [False, True])
-    def test_what_is_offered_for_other_sizes_is_compiled(self, by_workers):
-        """Where workers compiled the kernel, too, and its function has to be loaded again."""
-        before, compiled, tried = self.generated("offered", by_workers, 200, 1 << 22, 1 << 22)
-        self.assertEqual(len(before), 1)
+    def test_what_is_offered_for_other_sizes_is_compiled(self):
+        """Each as it will be generated."""
+        sizes = [{"x": n} for n in (200, 1 << 22, 1 << 22)]
+        before, compiled, tried, masks = self.generated("offered", "short", *sizes)
+        self.assertGreater(len(before), 0)
         self.assertGreater(len(tried), 1)
         self.assertEqual(tried, compiled)
-        self.assertLess(min(tried), before[0])
-        self.assertGreater(max(tried), before[0])
+        self.assertEqual(tried[: len(before)], before)
+        own, blocks = ([kwargs["XBLOCK"] for kwargs in each] for each in (before, tried))
+        self.assertLess(min(blocks), min(own))
+        self.assertGreater(max(blocks), max(own))
+        self.assertEqual(len(masks), 1 + len(tried))
+
+    def test_a_loop_over_rows_is_offered_half_the_block(self):
+        """And is tried without masks, of which none of its blocks of a row needs one."""
+        sizes = [{"x": n, "r0_": 8192} for n in (16, 16384)]
+        before, compiled, tried, masks = self.generated("offered", "long", *sizes)
+        self.assertEqual(tried, compiled)
+        blocks = {kwargs["R0_BLOCK"] for kwargs in tried}
+        self.assertGreater(len(blocks), 1)
+        self.assertIn(max(blocks) // 2, blocks)
+        self.assertGreater(len(blocks), len(before))
+        self.assertEqual(masks[0], ["xmask", "r0_mask", "r0_mask"])
+        self.assertEqual(masks[1:], [[]] * len(tried))
 
     @parametrize("inlined", [False, True])
     def test_each_size_gets_what_is_best_there(self, inlined):
@@ -1320,11 +1342,13 @@ class DeviceTest(RangeDispatchTestCase):
             kept.extend(chosen.values())
 
         offered = []
-        launcher_of = triton_configs._launcher
+        launchers_of = triton_configs._launchers
 
-        def launcher(kernel, configuration):
-            offered.append(launcher_of(kernel, configuration))
-            return offered[-1]
+        def launchers(name, sources):
+            found = launchers_of(name, sources)
+            self.assertEqual(len(found), len(sources))
+            offered.extend(found)
+            return found
 
         in_calls = []
 
@@ -1340,7 +1364,7 @@ class DeviceTest(RangeDispatchTestCase):
             inductor_config.patch(autotune_local_cache=False),
             mock.patch.object(CachingAutotuner, "autotune_to_one_config", autotune),
             mock.patch.object(triton_configs, "keep", keeping),
-            mock.patch.object(triton_configs, "_launcher", launcher),
+            mock.patch.object(triton_configs, "_launchers", launchers),
             mock.patch.object(triton_configs, "call_milliseconds", timed),
             mock.patch.object(timing, "make_timer", by_events),
         ):

@@ -222,7 +222,7 @@ def host_times(
             time.microseconds,
             time.spread,
             counted.kernels if counted is not None else None,
-            statistics.median(ratios) if ratios else None,
+            ratio=statistics.median(ratios) if ratios else None,
         )
     return found
 

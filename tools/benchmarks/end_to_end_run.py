@@ -331,6 +331,8 @@ class Run:
                 us=round(time_["microseconds"], 3),
                 host=round(time_["host"], 3) if "host" in time_ else None,
                 kernels=time_["kernels"],
+                parts=[(name, round(us, 3)) for name, us in time_.get("parts", ())],
+                launched=time_.get("launched"),
                 spread=round(time_["spread"], 4),
                 error=time_["error"],
                 wrong=time_["wrong"],

@@ -220,7 +220,29 @@ class Session:
             hosts = measuring.call_times(ready, calls=1, rounds=5, batches=calls)
             for key, host in hosts.items():
                 times[key]["host"] = host.microseconds
+                times[key]["launched"] = launched(ready[key])
         return times
+
+
+def launched(call: Callable[[], Any]) -> list[str]:
+    """The kernels of Triton's that a call launches, each with its configuration."""
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    found: list[str] = []
+    run = CachingAutotuner.run
+
+    def run_seen(self: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
+        result = run(self, *args, **kwargs)
+        name = self.inductor_meta.get("kernel_name", "")
+        found.append(f"{name}: {', '.join(str(each.config) for each in self.launchers)}")
+        return result
+
+    CachingAutotuner.run = run_seen
+    try:
+        call()
+    finally:
+        CachingAutotuner.run = run
+    return found
 
 
 @contextlib.contextmanager

@@ -33,11 +33,13 @@ class Time:
         microseconds: The least of the rounds' medians, or of kernels the ``middle`` of all calls.
         spread: How far the median round lies above it, relative to it.
         kernels: Kernels, copies and fills that a call starts on the device; None if not counted.
+        parts: The name of each of these with its own microseconds, in the order of the call.
     """
 
     microseconds: float
     spread: float
     kernels: int | None = None
+    parts: Sequence[tuple[str, float]] = ()
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -234,17 +236,21 @@ def _profiled(function: Call) -> list[Activity]:
     ]
 
 
-def _by_name(order: Sequence[str], parts: Sequence[Sequence[Activity]]) -> dict[str, Time]:
-    sums: dict[str, list[float]] = {}
-    counts: dict[str, list[int]] = {}
-    for name, part in zip(order, parts, strict=True):
-        sums.setdefault(name, []).append(sum(duration for _, _, duration in part))
-        counts.setdefault(name, []).append(len(part))
-    return {
-        name: Time(
-            middle(times),
-            statistics.median(times) / max(min(times), 1e-9) - 1,
-            statistics.mode(counts[name]),
-        )
-        for name, times in sums.items()
-    }
+def _by_name(order: Sequence[str], calls: Sequence[Sequence[Activity]]) -> dict[str, Time]:
+    by_name: dict[str, list[Sequence[Activity]]] = {}
+    for name, call in zip(order, calls, strict=True):
+        by_name.setdefault(name, []).append(call)
+    return {name: _of_calls(calls) for name, calls in by_name.items()}
+
+
+def _of_calls(calls: Sequence[Sequence[Activity]]) -> Time:
+    """The time of a call, given the activities of several."""
+    times = [sum(duration for _, _, duration in call) for call in calls]
+    count = statistics.mode(map(len, calls))
+    places = zip(*(call for call in calls if len(call) == count), strict=True)
+    return Time(
+        middle(times),
+        statistics.median(times) / max(min(times), 1e-9) - 1,
+        count,
+        [(place[0][0], middle([duration for _, _, duration in place])) for place in places],
+    )

@@ -35,6 +35,7 @@ from torch._inductor.kernel.range_dispatch.sizes import (
     SizesAsTraced,
 )
 from torch._inductor.kernel.range_dispatch.timing import templates_replayed
+from torch._inductor.kernel.range_dispatch.triton_configs import sizes_noted
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -244,6 +245,7 @@ def generate_for_benchmark(
             inductor_config.patch(settings),
             _sums_of_a_branch(known),
             templates_replayed(),
+            sizes_noted(),
         ):
             lowering.run(*world.operands)
             generated = lowering.codegen()

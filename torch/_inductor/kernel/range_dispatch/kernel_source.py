@@ -14,6 +14,7 @@ left out of a kernel is decided by its source alone.
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import re
 import textwrap
@@ -47,6 +48,9 @@ _KEPT = ("filename", "triton_meta", "inductor_meta")
 _NUMEL = re.compile(r"^    (x|r\d_)numel = (\d+)$", re.MULTILINE)
 _FACT = re.compile(r"^\s*# (x|r\d_)numel is a multiple of (\d+)$", re.MULTILINE)
 _LARGEST_BLOCK = 4096
+
+# Loops over a row do not get smaller blocks.
+_SMALL_BLOCK = 64
 
 # What makes blocks other than the heuristic offers, and not smaller.
 _OTHER_BLOCKS = ("coordinate_descent_tuning", "min_xblock", "min_rblock")
@@ -138,14 +142,30 @@ def offered_for(source: str, sizes: Iterable[Mapping[str, int]]) -> list[Any]:
     """What Inductor lets a kernel choose among where it is made for any of ``sizes``.
 
     Those are numbers of elements by dimension; what is offered are each a ``triton.Config``, none
-    for a kernel whose configurations do not go by size alone.
+    for a kernel whose configurations do not go by size alone. A loop over a row has each of its
+    configurations with half the block, too. Inductor tries that one where registers keep a device
+    from being full (``CachingAutotuner._dynamic_scale_rblock``), which depends on the size; on an
+    H200 an RMSNorm with blocks of 4096 takes 4.36 us at 300 rows, and 4.56 with 8192.
     """
     found = _Heuristic.of(source)
     if found is None:
         return []
     hints = [{dim: 1 << max(n - 1, 0).bit_length() for dim, n in each.items()} for each in sizes]
     different = [each for place, each in enumerate(hints) if each not in hints[:place]]
-    return [config for each in different for config in found.offered(each)]
+    offered = [config for each in different for config in found.offered(each)]
+    halved = [_with_half_the_block(config) for config in offered] if found.may_halve() else []
+    return offered + [config for config in halved if config is not None]
+
+
+def _with_half_the_block(config: Any) -> Any:
+    """A configuration with the largest of its blocks in a row halved; None if it is small."""
+    blocks = {name: n for name, n in config.kwargs.items() if re.fullmatch(r"R\d_BLOCK", name)}
+    largest = max(blocks, key=blocks.__getitem__, default="")
+    if blocks.get(largest, 0) < 2 * _SMALL_BLOCK:
+        return None
+    other = copy.deepcopy(config)
+    other.kwargs[largest] //= 2
+    return other
 
 
 @dataclass(frozen=True)
@@ -188,6 +208,12 @@ class _Heuristic:
         lines, end = self.source.splitlines(), self.call.end_lineno
         start = self.call.lineno - 1
         return lines[:start], lines[start:end], "\n".join(lines[end:])
+
+    def may_halve(self) -> bool:
+        """Whether Inductor would try smaller blocks of a row than the heuristic gives."""
+        assert isinstance(self.call.func, ast.Attribute)
+        meta = _entries(self.given.get("inductor_meta"))
+        return self.call.func.attr == "reduction" and bool(meta.get("dynamic_scale_rblock"))
 
     def configurations(self) -> list[Configuration]:
         """What the kernel will choose among; what it tries beside that has smaller blocks.
