@@ -18,6 +18,7 @@ from range_dispatch_common import (
 )
 
 import torch
+from torch._inductor import inductor_prims
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.kernel.custom_op import (
     CustomOpConfig,
@@ -178,6 +179,16 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "two_ops_in_a_chain": (norm, lambda op, x, w, r, m: op(op(x + r, w).tanh(), w) + r),
     "maximum_and_its_place": (scale, lambda op, x, w, r, m: tuple((op(x, w) * r).max(-1))),
     "reduction_at_the_end": (scale, lambda op, x, w, r, m: (op(x, w) * r).sum(-1)),
+    "softmax": (scale, lambda op, x, w, r, m: torch.softmax(op(x, w) + r, -1)),
+    "log_softmax": (scale, lambda op, x, w, r, m: torch.log_softmax(op(x, w), -1) * r),
+    "prepared_softmax": (
+        scale,
+        lambda op, x, w, r, m: (
+            lambda v: (lambda top, total: (v - top).exp() / total)(
+                *inductor_prims.prepare_softmax_online(v, -1)
+            )
+        )(op(x, w).view(-1, 8, 4) * 2),
+    ),
 }
 
 

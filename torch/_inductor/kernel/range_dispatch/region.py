@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 
 import torch
-from torch._inductor import ir, lowering
+from torch._inductor import inductor_prims, ir, lowering
 from torch._inductor.kernel.range_dispatch import compat, config
 from torch._inductor.kernel.range_dispatch.call import BoundCall, in_no_buffer, realize
 from torch._inductor.kernel.range_dispatch.inlined import Inlined
@@ -73,6 +73,9 @@ _ELEMENTWISE = frozenset(
         torch.ops.prims.iota.default,
     }
 )
+
+# What reduces without the tag that says so: what a softmax becomes on a GPU.
+_REDUCTIONS = frozenset({inductor_prims.prepare_softmax_online})
 
 _COPIES = frozenset(
     {
@@ -719,7 +722,10 @@ def _functional(node: Node) -> bool:
 
 
 def is_reduction(node: Node) -> bool:
-    return isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
+    target = node.target
+    return isinstance(target, OpOverload) and (
+        torch.Tag.reduction in target.tags or target in _REDUCTIONS
+    )
 
 
 def _same_place(node: Node, other: Node) -> bool:
