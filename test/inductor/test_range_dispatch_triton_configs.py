@@ -36,6 +36,7 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import LambdaFuture
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import kernel_source, timing, triton_configs
 from torch._inductor.kernel.range_dispatch.kernel_source import (
@@ -935,6 +936,7 @@ import range_dispatch_no_device
 import torch
 from range_dispatch_common import config, define_op, force_winners
 from torch._inductor import async_compile, config as inductor_config
+from torch._inductor.graph import GraphLowering
 from torch._inductor.kernel.custom_op import CustomOpConfig, register_custom_op_autotuning
 from torch._inductor.kernel.range_dispatch import triton_configs
 from torch._inductor.kernel.range_dispatch.triton_configs import keep, Kernel
@@ -963,6 +965,11 @@ def down(x, w):
 
 def down_more(x, w):
     return (x.float() * w).sum(0).to(x.dtype) + 1
+
+
+def centred(x, w):  # in several kernels
+    y = x.float() - x.float().mean(0)
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True)) * w).to(x.dtype)
 
 
 def whole(x, w):
@@ -1059,6 +1066,30 @@ def two_branches(low, high, rows, columns):
     with force_winners(lambda n: low if n <= 64 else high), torch.no_grad():
         return range_dispatch_no_device.generated(
             lambda x, w: op(x, w), [(rows, columns), (columns,)], torch.bfloat16
+        )
+
+
+def on_a_stream(winners):
+    # The op and what consumes it are on one; what is around them is on the default one.
+    op = registered([CustomOpConfig(globals()[name]) for name in {"short": 0, "centred": 0}])
+
+    def run(self, *args):
+        for node in self.module.graph.nodes if self.name == "no_device" else ():
+            if any(name in str(node.target) for name in ("no_device_", "relu")):
+                node.meta["custom"] = {"stream": 3}
+        return GraphLowering.run(self, *args)
+
+    class Lowering(GraphLowering):
+        pass
+
+    Lowering.run = run
+    with (
+        force_winners(lambda n: winners[n > 64]),
+        torch.no_grad(),
+        mock.patch.object(range_dispatch_no_device, "GraphLowering", Lowering),
+    ):
+        return range_dispatch_no_device.generated(
+            lambda x, w: (torch.relu(op(x * 2, w)), x.cumsum(0)), SHAPES, torch.bfloat16
         )
 
 
@@ -1163,6 +1194,35 @@ class NoDeviceTest(RangeDispatchTestCase):
         self.assertLess(min(blocks), min(own))
         self.assertGreater(max(blocks), max(own))
         self.assertEqual(len(masks), 1 + len(tried))
+
+    @unittest.skipUnless(hasattr(GraphLowering, "_get_node_stream"), "graphs have no streams")
+    @parametrize("inlined", [False, True])
+    def test_kernels_run_on_the_stream_of_the_op(self, inlined):
+        code = self.generated("on_a_stream", ["centred" if inlined else "short", "centred"])
+        body = code[code.index("def call(") :].partition("runner = ")[0]
+        launched: dict[str, list[str]] = {}
+        stream = (0, "")
+        for line in body.splitlines():
+            indent = len(line) - len(line.lstrip())
+            if entered := re.match(r" *with (\w+):", line):
+                self.assertFalse(indent > stream[0] > 0, "it enters a stream in another one")
+                stream = (indent, entered.group(1))
+            if kernel := re.match(r" *(triton_\w+)\.run\(.*, stream=(\w+)\)", line):
+                self.assertGreater(indent, stream[0])
+                launched.setdefault(stream[1], []).append(kernel.group(1))
+                own = "raw_stream" if stream[1] == "stream1" else "raw_stream0"
+                self.assertEqual(kernel.group(2), own)
+            if "raw_stream0 = " in line:
+                self.assertEqual(stream[1], "default_stream")
+        self.assertEqual(list(launched), ["default_stream", "stream1"], body)
+        # What is around the op has no name in this graph.
+        around = {
+            where: [bool(re.fullmatch(r"triton_[a-z]+_fused_\d+", name)) for name in names]
+            for where, names in launched.items()
+        }
+        self.assertTrue(all(around["default_stream"]), body)
+        self.assertFalse(any(around["stream1"]), body)
+        self.assertGreater(len(around["stream1"]), 1)
 
     def test_a_loop_over_rows_is_offered_half_the_block(self):
         """And is tried without masks, of which none of its blocks of a row needs one."""

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TYPE_CHECKING
 
@@ -260,13 +260,24 @@ def sums_without_guards(refused: type[Exception]) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2.11 graphs know nothing of streams: everything is on one.
+# 2.11 graphs know nothing of streams: everything is on one. Pools of memory there are since 2.15.
+
+_PLACES = ("stream", "mempool", "mempool_device")
 
 
-def stream_of(node: Node) -> int | None:
-    """The stream that the user put ``node`` on; None is the default one."""
-    find = getattr(V.graph, "_get_node_stream", None)
-    return None if find is None else find(node)
+def place_of(node: Node) -> dict[str, Any]:
+    """The stream and the pool of memory that the user put ``node`` on; empty for the default."""
+    if not hasattr(V.graph, "_get_node_stream"):
+        return {}
+    custom = node.meta.get("custom", {})
+    return {name: custom[name] for name in _PLACES if name in custom}
+
+
+def put_in_place(meta: dict[str, Any], place: Mapping[str, Any]) -> None:
+    """Change what a node's ``meta`` says of where it runs; what it says is not shared after it."""
+    custom = {k: v for k, v in meta.get("custom", {}).items() if k not in _PLACES}
+    if custom or place or "custom" in meta:
+        meta["custom"] = {**custom, **place}
 
 
 def on_another_stream(buffer: str, operation: Operation) -> bool:
@@ -276,6 +287,17 @@ def on_another_stream(buffer: str, operation: Operation) -> bool:
     if find is None:
         return False
     return bool(find(buffer, scheduler.name_to_node[operation.get_operation_name()]))
+
+
+def stay_on_stream(scheduler: Any, outer: Any) -> None:
+    """Have what ``scheduler`` generates run on the stream that ``outer`` has entered.
+
+    It has no streams of its own. A kernel that it launches asks for the current one, and does not
+    write over what the graph around it knows as the default one.
+    """
+    entered = getattr(outer, "_current_stream_ctx", None)
+    if entered is not None:
+        scheduler._current_stream_ctx = entered
 
 
 # ---------------------------------------------------------------------------------------------
@@ -424,9 +446,14 @@ DIFFERENCES = (
         "_inductor.config:test_configs.force_no_impl_grouping", "2.12", ("stock_test_switch",)
     ),
     Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
-    Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("stream_of",)),
+    Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("place_of",)),
     Difference(
         "_inductor.scheduler:Scheduler.has_cross_stream_hazard", "2.12", ("on_another_stream",)
+    ),
+    Difference(
+        "_inductor.scheduler:Scheduler.generate_stream_ctx_switching",
+        "2.12",
+        ("stay_on_stream",),
     ),
     Difference(
         "_inductor.sizevars:SizeVarAllocator.guarding_hint_or_throw",

@@ -137,10 +137,14 @@ def inline(
     before = len(V.graph.operations)
     # What has settings of its own is realized, or it would be generated with those around it.
     graph = graph if config_patches else _with_values_out(graph)
+    op_node = V.graph.current_node
+    place = {} if op_node is None else compat.place_of(op_node)
+    for node in graph.graph.nodes:
+        compat.put_in_place(node.meta, place)
     with inductor_config.patch(dict(config_patches)), templates_replayed():
         results = inline_subgraph_to_ir_nodes(graph, list(operands), name)
     # What is returned may be copied in the name of the op.
-    own = () if V.graph.current_node is None else (V.graph.current_node,)
+    own = () if op_node is None else (op_node,)
     generate_as_measured(V.graph, [*graph.graph.nodes, *own])
     if config_patches:
         settings.attach(V.graph.operations[before:], config_patches)

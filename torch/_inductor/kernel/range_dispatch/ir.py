@@ -223,6 +223,7 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
             device = outer.scheduler.current_device
         if all(node.get_device() in (None, device) for node in self.scheduler.nodes):
             self.scheduler.default_device_context = device
+            compat.stay_on_stream(self.scheduler, outer.scheduler)
 
     def generate_kernels(self) -> None:
         self.scheduler.codegen()

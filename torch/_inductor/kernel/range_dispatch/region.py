@@ -30,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import (
     set_original_aten_op,
 )
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.fx.traceback import set_current_meta
+from torch.fx.traceback import get_current_meta, set_current_meta
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 
@@ -232,6 +232,7 @@ def compute(nodes: Sequence[Node], env: dict[Node, Any]) -> None:
     for node in nodes:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
         with set_current_meta(node), set_original_aten_op(node.meta.get("original_aten")):
+            compat.put_in_place(get_current_meta(), {})  # it runs where the op does
             env[node] = node.target(*args, **kwargs)
 
 
@@ -729,13 +730,13 @@ def is_reduction(node: Node) -> bool:
 
 
 def _same_place(node: Node, other: Node) -> bool:
-    """Whether both are computed on one device, and on one of its streams."""
+    """Whether both are computed on one device, on one of its streams, and in one pool."""
     devices = {
         leaf.device
         for leaf in pytree.tree_leaves([node.meta.get("val"), other.meta.get("val")])
         if isinstance(leaf, torch.Tensor)
     }
-    return len(devices) == 1 and compat.stream_of(node) == compat.stream_of(other)
+    return len(devices) == 1 and compat.place_of(node) == compat.place_of(other)
 
 
 def _expr(size: Any) -> Any:
