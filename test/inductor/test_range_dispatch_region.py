@@ -179,6 +179,11 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "two_ops_in_a_chain": (norm, lambda op, x, w, r, m: op(op(x + r, w).tanh(), w) + r),
     "maximum_and_its_place": (scale, lambda op, x, w, r, m: tuple((op(x, w) * r).max(-1))),
     "reduction_at_the_end": (scale, lambda op, x, w, r, m: (op(x, w) * r).sum(-1)),
+    "norm_before_a_matmul": (matmul, lambda op, x, w, r, m: op(norm_low(x, w), m)),
+    "norm_on_both_sides": (
+        norm,
+        lambda op, x, w, r, m: norm_high(op(norm_low(x, w) * r, w), r),
+    ),
     "softmax": (scale, lambda op, x, w, r, m: torch.softmax(op(x, w) + r, -1)),
     "log_softmax": (scale, lambda op, x, w, r, m: torch.log_softmax(op(x, w), -1) * r),
     "prepared_softmax": (
@@ -207,6 +212,10 @@ VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "maximum_of_all_rows_and_what_follows": (
         scale,
         lambda op, x, w, r, m: (lambda v, i: (v + 1, i))(*(op(x, w) + r).max(0)),
+    ),
+    "residual_and_norm_before_a_matmul": (
+        matmul,
+        lambda op, x, w, r, m: (lambda h: (op(norm_low(h, w), m) + h, h))(x + r),
     ),
     "variance_and_mean_are_outputs": (
         norm,
@@ -393,6 +402,22 @@ class KernelsTest(RegionTestCase):
                 self.assertEqual(without_names(code), without_names(expected))
         if name not in NOT_ALL_MEASURED:
             self.assertIn(bodies(code), measured)
+
+    @parametrize("device", DEVICES)
+    def test_a_norm_whose_input_is_needed_outside_stays_whole(self, device):
+        """One kernel computes the sum, the norm and that; a matmul of a library reads the norm."""
+        op, graph = VIEWS["residual_and_norm_before_a_matmul"]
+        args = inputs(20, device)
+        with codegen_only():
+            alone = torch.compile(lambda *a: graph(mm_low, *a), fullgraph=True)
+            expected = final_code(alone, *args)
+            torch._dynamo.reset()
+            self.register(op)
+            with self.forced(op):
+                compiled = torch.compile(lambda *a: graph(op, *a), fullgraph=True)
+                code = final_code(compiled, *args)
+        low, _ = paths(code)
+        self.assertEqual(kernels(low), kernels(expected[expected.index("def call(") :]))
 
     @parametrize("device", DEVICES)
     @parametrize(

@@ -185,7 +185,8 @@ class BranchLowering(SizesAsTraced, SubgraphLowering):
             for buffer in buffers:
                 self._outer(buffer)
             self.add_device_info(operand.loops.get_device())
-            self.inlined[operand] = operand.box()
+            needs = {name: self._computed_here(need) for name, need in operand.needs.items()}
+            self.inlined[operand] = operand.box({n: box.get_name() for n, box in needs.items()})
         return self.inlined[operand]
 
     def _outer(self, operand: Any) -> Any:

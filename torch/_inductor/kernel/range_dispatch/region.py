@@ -21,7 +21,7 @@ import torch
 from torch._inductor import inductor_prims, ir, lowering
 from torch._inductor.kernel.range_dispatch import compat, config
 from torch._inductor.kernel.range_dispatch.call import BoundCall, in_no_buffer, realize
-from torch._inductor.kernel.range_dispatch.inlined import Inlined
+from torch._inductor.kernel.range_dispatch.inlined import Inlined, unboxed
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -252,10 +252,10 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
     def visit(node: Node, given: Any, first: bool) -> None:
         if node in producers or node in operands:
             return
-        inside = first or all(user in producers for user in node.users)
+        inside = first or node in together or all(user in producers for user in node.users)
         room = len(producers) < config.region_nodes
         computed = (
-            inlines(node)
+            (inlines(node) or node in together)
             and node.target is not operator.getitem
             and all(map(_is_operand, node.all_input_nodes))
         )
@@ -266,23 +266,28 @@ def with_producers(call: BoundCall, generated: Set[str]) -> BoundCall:
         else:
             operands[node] = stand_in(node) if given is None else given
 
-    early = _lowered_early(call)
+    early, moved = _lowered_early(call), _moved(call)
+    together: set[Node] = set()
     for node, name, operand in zip(call.nodes, call.names(), call.operands, strict=True):
         assert node is not None
-        if name.partition("[")[0] in generated or not (node in early or _in_no_buffer(node)):
+        inlined = _computed_in_branches(node, (), frozenset())
+        before = None if inlined is None else _before(node, inlined, call, moved)
+        if name.partition("[")[0] in generated or (node not in early and before is None):
             operands.setdefault(node, operand)
+        elif before is not None and before.buffers:
+            together.update(before.nodes)
     for node, operand in zip(call.nodes, call.operands, strict=True):
         assert node is not None
         visit(node, operand, True)
     if not producers:
         return call
     place = {node: i for i, node in enumerate(V.graph.graph.nodes)}
-    moved, to_come = _moved(call), set(_following(op_node))
+    to_come = set(_following(op_node))
     kept = [
         node
         for node in OrderedSet(n for n in call.nodes if n is not None and n in producers)
         if _same_place(node, op_node)
-        and (early[node] if node in early else _from_branches(node, moved, to_come)[1])
+        and (early[node] if node in early else _from_branches(node, call, moved, to_come, {})[1])
     ]
     return CallWithProducers(
         op=call.op,
@@ -412,7 +417,8 @@ def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
 
     That is what is in no buffer yet, and would be inlined into a kernel that reads it, and a
     buffer that nothing outside reads. Where something outside will, but nothing does yet, the
-    branches hand the value out: a kernel that reads it anyway writes it, too.
+    branches hand the value out: a kernel that reads it anyway writes it, too. What reads a
+    reduction that would be one kernel with it is moved together with that, or not at all.
 
     Returns:
         The operands, and by their places the nodes whose values the branches hand out.
@@ -424,11 +430,12 @@ def move_producers(call: BoundCall) -> tuple[list[Any], dict[int, Node]]:
         return operands, kept
     moved, to_come = _moved(call), set(_following(node))
     found: dict[Node, Inlined] = {}
+    buffers: dict[str, Inlined] = {}
     for place, producer in enumerate(call.nodes):
         if producer is None or not isinstance(operands[place], ir.IRNode):
             continue
         if producer not in found and _same_place(producer, node):
-            inlined, handed_out = _from_branches(producer, moved, to_come)
+            inlined, handed_out = _from_branches(producer, call, moved, to_come, buffers)
             if inlined is not None:
                 found[producer] = inlined
             if handed_out:
@@ -442,13 +449,118 @@ def _moved(call: BoundCall) -> set[Node | None]:
     return {call.node, *(call.region.moved if isinstance(call, RegionCall) else ())}
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What a value is computed from that moves with it.
+
+    Attributes:
+        nodes: What computes it.
+        buffers: The names of those that are in buffers: reductions, and what they read.
+    """
+
+    nodes: OrderedSet[Node]
+    buffers: OrderedSet[str]
+
+
+def _before(
+    node: Node, inlined: Inlined, call: BoundCall, moved: Set[Node | None]
+) -> _Before | None:
+    """What moves with ``node`` into the branches of ``call``; None where ``node`` has to stay.
+
+    A norm is one kernel: the sum of a row, and a loop over the row. In a branch without the sum
+    the loop is a kernel more. So the sum moves as well, unless something outside needs a part of
+    what is before ``node``, and would be computed by that kernel too.
+
+    Args:
+        node: Computes an operand.
+        inlined: How.
+        call: The call.
+        moved: What is not lowered outside of the branches any more.
+    """
+    buffers: dict[str, ir.ComputedBuffer] = {}
+    loops: list[Any] = [inlined.loops]
+    while loops:
+        for name in loops.pop().get_read_names():
+            buffer = None if name in V.graph.constants else _computed_buffer(_buffer(name))
+            if buffer is not None and name not in buffers:
+                buffers[name] = buffer
+                loops.append(buffer.data)
+    if not any(isinstance(buffer.data, ir.Reduction) for buffer in buffers.values()):
+        return _Before(OrderedSet(), OrderedSet())
+    nodes: OrderedSet[Node] = OrderedSet()
+    left = [node]
+    while left:
+        for needed in left.pop().all_input_nodes:
+            if needed not in nodes and _may_move(needed, buffers):
+                nodes.add(needed)
+                left.append(needed)
+    inside = {node, *nodes, *moved}
+    if any(n in call.nodes or any(user not in inside for user in n.users) for n in nodes):
+        return None
+    return _Before(nodes, OrderedSet(buffers))
+
+
+def _may_move(node: Node, buffers: Mapping[str, Any]) -> bool:
+    """Whether the value of ``node`` is in no buffer, or in one of ``buffers``."""
+    value = V.graph.env.get(node)
+    if value is None:  # all that uses it has been lowered
+        return node.op == "call_function" and (inlines(node) or is_reduction(node))
+    if not isinstance(value, ir.TensorBox):
+        return False
+    buffer = _computed_buffer(value)
+    return in_no_buffer(value) is not None or (buffer is not None and buffer.name in buffers)
+
+
+def _buffer(name: str) -> Any:
+    return unboxed(V.graph.get_buffer(name))
+
+
+def _computed_buffer(value: Any) -> ir.ComputedBuffer | None:
+    """The buffer that ``value`` is, or is a view of, if it could be computed elsewhere."""
+    while isinstance(value, (ir.MutableBox, ir.BaseView)):
+        value = value.data
+    if type(value) is not ir.ComputedBuffer:
+        return None
+    plain = (
+        type(value.data) in (ir.Pointwise, ir.Reduction)
+        and type(value.layout) in (ir.FixedLayout, ir.FlexibleLayout)
+        and V.graph.mutated_buffers.isdisjoint({value.get_name(), *value.get_read_names()})
+    )
+    return value if plain else None
+
+
+def _needs(loops: ir.Loops, names: Set[str], buffers: dict[str, Inlined]) -> dict[str, Inlined]:
+    """Those of the buffers ``names`` that ``loops`` read; all that there are by now are known."""
+    found = {}
+    for name in loops.get_read_names():
+        if name in names:
+            if name not in buffers:
+                data = _buffer(name).data
+                own = _needs(data, names, buffers)
+                buffers[name] = Inlined(data, in_memory=True, needs=own)
+            found[name] = buffers[name]
+    return found
+
+
 def _from_branches(
-    producer: Node, moved: Set[Node | None], to_come: Set[Node]
+    producer: Node,
+    call: BoundCall,
+    moved: Set[Node | None],
+    to_come: Set[Node],
+    buffers: dict[str, Inlined],
 ) -> tuple[Inlined | None, bool]:
-    """The value of ``producer`` as IR for the branches, if it can be; whether they hand it out."""
+    """The value of ``producer`` as IR for the branches, if it can be; whether they hand it out.
+
+    What it needs in buffers is added to ``buffers``, by name.
+    """
     outside = [user for user in producer.users if user not in moved]
     inlined = _computed_in_branches(producer, outside, to_come)
-    return inlined, inlined is not None and inlined.in_memory and bool(outside)
+    if inlined is None or (before := _before(producer, inlined, call, moved)) is None:
+        return None, False
+    if before.buffers:
+        needs = _needs(inlined.loops, before.buffers, buffers)
+        inlined = replace(inlined, needs=needs)
+    return inlined, inlined.in_memory and bool(outside)
 
 
 def given(call: BoundCall) -> list[Any]:
@@ -475,14 +587,8 @@ def _computed_in_branches(
         return Inlined(loops, in_memory, views)
     if used or not (isinstance(value, ir.TensorBox) and isinstance(value.data, ir.StorageBox)):
         return None
-    buffer = value.data.data
-    plain = (
-        type(buffer) is ir.ComputedBuffer
-        and type(buffer.data) in (ir.Pointwise, ir.Reduction)
-        and type(buffer.layout) in (ir.FixedLayout, ir.FlexibleLayout)
-        and V.graph.mutated_buffers.isdisjoint({buffer.get_name(), *buffer.get_read_names()})
-    )
-    return Inlined(buffer.data, in_memory=True) if plain else None
+    buffer = _computed_buffer(value)
+    return None if buffer is None else Inlined(buffer.data, in_memory=True)
 
 
 def _in_no_buffer(node: Node) -> bool:
