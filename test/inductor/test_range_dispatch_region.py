@@ -2,6 +2,7 @@
 """The op's neighbours in the graph fuse with what runs in each branch, as they would without us."""
 
 import re
+import unittest
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from range_dispatch_common import (
 )
 
 import torch
+from torch._higher_order_ops import effects
 from torch._inductor import inductor_prims
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.kernel.custom_op import (
@@ -453,6 +455,47 @@ class KernelsTest(RegionTestCase):
             self.assertEqual(found, wanted)
 
 
+@unittest.skipUnless(HAS_GPU, "needs a GPU")
+class TemplateTest(RegionTestCase):
+    def test_consumers_go_into_the_template_of_a_matmul_device_cuda(self):
+        """As they do without a dispatch: one kernel, of Triton's template."""
+        settings = {
+            "max_autotune_gemm": True,
+            "max_autotune_gemm_backends": "TRITON",
+            "test_configs.max_mm_configs": 1,
+        }
+        register_custom_op_autotuning(
+            matmul,
+            configs=[CustomOpConfig(mm_low, config_patches=settings), CustomOpConfig(mm_high)],
+            dispatch_on={"tensor_name": "x", "dim": 0},
+            split_points=[SPLIT],
+        )
+
+        def graph(f, x, w, r, m):
+            return torch.relu(f(x, m) + w) * 2.0
+
+        args = inputs(20, "cuda")
+        alone = torch.compile(lambda *a: graph(mm_low, *a), fullgraph=True, options=settings)
+        expected = final_code(alone, *args)
+        torch._dynamo.reset()
+
+        def measure(bench, contenders, point):
+            winner = "mm_low(" if point.size <= SPLIT else "mm_high"
+            labels = [contender.candidate.label for contender in contenders]
+            return [Measurement(name, 1.0 if name.startswith(winner) else 2.0) for name in labels]
+
+        with mock.patch.object(tuner, "measure", measure):
+            compiled = torch.compile(lambda *a: graph(matmul, *a), fullgraph=True)
+            low, _ = paths(final_code(compiled, *args))
+        found = kernels(low)
+        self.assertEqual(found, kernels(expected[expected.index("def call(") :]))
+        self.assertRegex(found[0], "^triton_tem_fused.*relu")
+        self.assertEqual(len(found), 1)
+        for rows in (SPLIT, SPLIT + 1):
+            args = inputs(rows, "cuda")
+            torch.testing.assert_close(compiled(*args), graph(mm_low, *args), rtol=1e-2, atol=1e-2)
+
+
 class ResultsTest(RegionTestCase):
     @parametrize("device", DEVICES)
     def test_rounded_where_a_static_compile_rounds(self, device):
@@ -634,6 +677,59 @@ class BoundsTest(RegionTestCase):
             return z * y
 
         self.assertEqual(len(self.inside(graph)), 2)
+
+    def test_effects_end_a_region(self):
+        """What is noted is noted once a call, between what was before and what comes behind."""
+        noted = []
+
+        @torch.library.custom_op("range_dispatch_test::region_note", mutates_args=())
+        def note(x: torch.Tensor) -> torch.Tensor:
+            noted.append(x.sum().item())
+            return x.clone()
+
+        note.register_fake(torch.empty_like)
+        effects._register_effectful_op(note._opoverload, effects._EffectType.ORDERED)
+        self.addCleanup(effects._register_effectful_op, note._opoverload, None)
+
+        def graph(op, x, w):
+            y = op(x, w) + 1
+            return note(y) * y.sin()
+
+        # One is what the report shows: eager, which is compared with, notes as well.
+        self.assertEqual(len(self.inside(graph)), 1)
+        self.assertEqual(len(noted), 4)
+        for compiled, eager in zip(noted[1::2], noted[::2], strict=True):
+            self.assertAlmostEqual(compiled, eager, places=3)
+
+    def test_what_needs_its_input_in_memory_stays_outside(self):
+        def graph(op, x, w):
+            y = op(x, w).relu()
+            return torch.nn.functional.max_pool2d(y[None, None], 2).exp(), y.tanh()
+
+        region = self.inside(graph)
+        self.assertEqual(
+            [name for name in region if "relu" in name or "tanh" in name], ["relu", "tanh"]
+        )
+        self.assertFalse([name for name in region if "pool" in name or "exp" in name])
+
+    def test_a_norm_before_the_op_is_bounded(self):
+        """Without room for the sum of the rows, none of it moves."""
+        low, high = self.register(scale)
+
+        def graph(op, x, w):
+            return op(norm_low(x, w), w)
+
+        compiled = torch.compile(lambda *args: graph(scale, *args), fullgraph=True)
+        for room in (2, 64):
+            torch._dynamo.reset()
+            report.clear()
+            with self.forced(scale), config.patch(region_nodes=room):
+                for rows, chosen in ((5, low), (20, high)):
+                    args = inputs(rows, "cpu")[:2]
+                    self.assertEqual(compiled(*args), graph(chosen, *args))
+            (plan,) = report.plans()
+            before = [name for name in plan.region if "mean" in name]
+            self.assertEqual(len(before), int(room > 2))
 
     def test_ops_in_a_chain_make_one_comparison(self):
         self.register(scale)

@@ -495,6 +495,8 @@ def _before(
                 nodes.add(needed)
                 left.append(needed)
     inside = {node, *nodes, *moved}
+    if len(nodes) >= config.region_nodes:
+        return None
     if any(n in call.nodes or any(user not in inside for user in n.users) for n in nodes):
         return None
     return _Before(nodes, OrderedSet(buffers))
