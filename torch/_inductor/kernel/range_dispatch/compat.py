@@ -446,7 +446,9 @@ DIFFERENCES = (
         "_inductor.config:test_configs.force_no_impl_grouping", "2.12", ("stock_test_switch",)
     ),
     Difference("_inductor.ir:IRNode.get_subgraphs", "2.12", ("subgraphs_of",)),
-    Difference("_inductor.graph:GraphLowering._get_node_stream", "2.12", ("place_of",)),
+    Difference(
+        "_inductor.graph:GraphLowering._get_node_stream", "2.12", ("place_of", "put_in_place")
+    ),
     Difference(
         "_inductor.scheduler:Scheduler.has_cross_stream_hazard", "2.12", ("on_another_stream",)
     ),
