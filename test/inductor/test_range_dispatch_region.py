@@ -182,6 +182,10 @@ GRAPHS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "maximum_and_its_place": (scale, lambda op, x, w, r, m: tuple((op(x, w) * r).max(-1))),
     "reduction_at_the_end": (scale, lambda op, x, w, r, m: (op(x, w) * r).sum(-1)),
     "norm_before_a_matmul": (matmul, lambda op, x, w, r, m: op(norm_low(x, w), m)),
+    "peak_of_all_rows_before": (
+        scale,
+        lambda op, x, w, r, m: op(x / (x.abs().amax() + 1), w),
+    ),
     "norm_on_both_sides": (
         norm,
         lambda op, x, w, r, m: norm_high(op(norm_low(x, w) * r, w), r),
@@ -218,6 +222,14 @@ VIEWS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "residual_and_norm_before_a_matmul": (
         matmul,
         lambda op, x, w, r, m: (lambda h: (op(norm_low(h, w), m) + h, h))(x + r),
+    ),
+    "layer_norm_before_a_matmul": (
+        matmul,
+        lambda op, x, w, r, m: op(torch.nn.functional.layer_norm(x, (WIDTH,), w), m),
+    ),
+    "peak_of_all_rows_before_and_outside": (
+        scale,
+        lambda op, x, w, r, m: (lambda peak: (op(x / peak, w), peak))(x.abs().amax() + 1),
     ),
     "variance_and_mean_are_outputs": (
         norm,
@@ -406,9 +418,10 @@ class KernelsTest(RegionTestCase):
             self.assertIn(bodies(code), measured)
 
     @parametrize("device", DEVICES)
-    def test_a_norm_whose_input_is_needed_outside_stays_whole(self, device):
-        """One kernel computes the sum, the norm and that; a matmul of a library reads the norm."""
-        op, graph = VIEWS["residual_and_norm_before_a_matmul"]
+    @parametrize("name", ["residual_and_norm_before_a_matmul", "layer_norm_before_a_matmul"])
+    def test_a_norm_that_cannot_move_as_a_whole_stays(self, name, device):
+        """It is one kernel, and a matmul of a library reads it from memory anyway."""
+        op, graph = VIEWS[name]
         args = inputs(20, device)
         with codegen_only():
             alone = torch.compile(lambda *a: graph(mm_low, *a), fullgraph=True)

@@ -478,14 +478,21 @@ def _before(
         moved: What is not lowered outside of the branches any more.
     """
     buffers: dict[str, ir.ComputedBuffer] = {}
-    loops: list[Any] = [inlined.loops]
-    while loops:
-        for name in loops.pop().get_read_names():
-            buffer = None if name in V.graph.constants else _computed_buffer(_buffer(name))
+    reduces = False
+    left_loops: list[ir.Loops] = [inlined.loops]
+    while left_loops:
+        loops = left_loops.pop()
+        for name in loops.get_read_names():
+            read = None if name in V.graph.constants else _buffer(name)
+            buffer = _computed_buffer(read)
+            if _is_one_loop(loops, read):
+                reduces = True
+                if buffer is None:
+                    return None
             if buffer is not None and name not in buffers:
                 buffers[name] = buffer
-                loops.append(buffer.data)
-    if not any(isinstance(buffer.data, ir.Reduction) for buffer in buffers.values()):
+                left_loops.append(buffer.data)
+    if not reduces:
         return _Before(OrderedSet(), OrderedSet())
     nodes: OrderedSet[Node] = OrderedSet()
     left = [node]
@@ -500,6 +507,17 @@ def _before(
     if any(n in call.nodes or any(user not in inside for user in n.users) for n in nodes):
         return None
     return _Before(nodes, OrderedSet(buffers))
+
+
+def _is_one_loop(loops: ir.Loops, read: Any) -> bool:
+    """Whether ``loops`` go through what the reduction ``read`` goes through: they may be fused."""
+    if not (isinstance(read, ir.ComputedBuffer) and isinstance(read.data, ir.Reduction)):
+        return False
+    sizes = [
+        sympy.prod([*each.ranges, *getattr(each, "reduction_ranges", ())])
+        for each in (loops, read.data)
+    ]
+    return bool(V.graph.sizevars.statically_known_equals(*sizes))
 
 
 def _may_move(node: Node, buffers: Mapping[str, Any]) -> bool:
